@@ -1,0 +1,832 @@
+//! The driver side of a split ring: it makes buffers available and takes them back.
+
+use super::{Options, event_passed};
+use crate::shared::{
+    AVAIL_F_NO_INTERRUPT, DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, Desc, Memory, Ring, USED_F_NO_NOTIFY, check_size,
+    store_table_entry, wire,
+};
+use crate::{Anomalies, Completion, Direction, Error, Segment, Slot};
+use core::ptr::NonNull;
+
+/// The driver side. `S` is the private shadow, one [`Slot`] an entry: `&mut [Slot]`, `[Slot; N]`, `Box<[Slot]>`.
+///
+/// What the device side writes (the used ring) is read once, checked against the shadow and counted in
+/// [`Driver::anomalies`] if it cannot be; it never causes a panic, an access outside, or a cookie handed out twice.
+///
+/// With IN_ORDER, descriptors are taken round the table and `avail.ring[i] = i`, written once, never changes as long as
+/// every chain is a single descriptor. Without it, free descriptors queue first-in-first-out, which comes to the same
+/// for a device that happens to work in order.
+#[derive(Debug)]
+pub struct Driver<S> {
+    ring: Ring,
+    slots: S,
+    state: State,
+}
+
+/// Everything private but the slots: apart, so that a burst can borrow both.
+#[derive(Debug)]
+struct State {
+    options: Options,
+    mask: u16,
+    /// IN_ORDER: the next descriptor to take. Else: the descriptor taken last, whose slot's `next` is the first free one.
+    cursor: u16,
+    /// IN_ORDER: the first descriptor of the oldest chain in flight. Else: the last free descriptor, or, if none is
+    /// free, the same as `cursor`.
+    tail: u16,
+    /// Free descriptors.
+    free: u16,
+    /// Chains in flight.
+    in_flight: u16,
+    /// The available index with all that was added, as the device sees it, and as it was when a kick was last decided.
+    avail: u16,
+    published: u16,
+    asked: u16,
+    /// More was published without asking than an index can tell.
+    overdue: bool,
+    /// Completions consumed, and known to exist.
+    used: u16,
+    seen: u16,
+    /// Every `avail.ring[i]` holds `i`.
+    identity: bool,
+    /// IN_ORDER: something device-writable was posted, so that used elements say something (lengths).
+    elements: bool,
+    /// IN_ORDER: completions of the time before `elements`, to be taken without looking at their elements.
+    skim: u16,
+    /// IN_ORDER: the device's batch being handed out: its last chain and that one's length.
+    batch: Option<(u16, u32)>,
+    broken: bool,
+    anomalies: Anomalies,
+}
+
+/// Memory for one indirect table: where it is here, where it is for the device, and for how many descriptors.
+#[derive(Clone, Copy, Debug)]
+pub struct Table {
+    /// The table in this process, aligned to 16.
+    pub ptr: NonNull<u8>,
+    /// The same for the device side.
+    pub addr: u64,
+    /// 16-byte entries.
+    pub entries: u16,
+}
+
+/// The slots of one burst. Invariant: exactly `mask + 1` slots.
+struct Shadow<'a> {
+    slots: &'a mut [Slot],
+    mask: usize,
+}
+
+impl<'a> Shadow<'a> {
+    /// Panics if the caller's `AsMut` gives fewer slots than it did to [`Driver::new`].
+    #[inline(always)]
+    fn new(slots: &'a mut [Slot], mask: u16) -> Self {
+        let mask = usize::from(mask);
+        Self {
+            slots: &mut slots[..=mask],
+            mask,
+        }
+    }
+
+    #[inline(always)]
+    fn at(&mut self, i: u16) -> &mut Slot {
+        // SAFETY: masked, so below `mask + 1`, the length by this type's invariant.
+        unsafe { self.slots.get_unchecked_mut(usize::from(i) & self.mask) }
+    }
+}
+
+impl<S: AsMut<[Slot]>> Driver<S> {
+    /// Takes a ring over and brings it to its initial state: both indices 0, notifications wanted.
+    ///
+    /// # Errors
+    /// [`Error::QueueSize`], [`Error::Misaligned`], [`Error::Slots`] if `slots` has fewer than `size`.
+    ///
+    /// # Safety
+    /// The parts of `memory` are valid for reads and writes of [`Layout::desc_len`], [`Layout::avail_len`] and
+    /// [`Layout::used_len`] bytes for `size`, for as long as the driver lives; in this process nothing accesses them but
+    /// this driver and the device side, atomically. No device uses the ring during the call.
+    ///
+    /// [`Layout::desc_len`]: super::Layout::desc_len
+    /// [`Layout::avail_len`]: super::Layout::avail_len
+    /// [`Layout::used_len`]: super::Layout::used_len
+    pub unsafe fn new(memory: Memory, size: u16, options: Options, slots: S) -> Result<Self, Error> {
+        // SAFETY: passed on.
+        unsafe { Self::starting_at(memory, size, options, slots, 0) }
+    }
+
+    /// [`Driver::new`] with both indices at `index`: for tests of their wrap. A device must start there too.
+    ///
+    /// # Errors
+    /// As [`Driver::new`].
+    ///
+    /// # Safety
+    /// As [`Driver::new`].
+    #[doc(hidden)]
+    pub unsafe fn starting_at(
+        memory: Memory,
+        size: u16,
+        options: Options,
+        mut slots: S,
+        index: u16,
+    ) -> Result<Self, Error> {
+        let size = check_size(size)?;
+        let given = slots.as_mut().len();
+        if given < usize::from(size) {
+            return Err(Error::Slots {
+                needed: usize::from(size),
+                given,
+            });
+        }
+        // SAFETY: passed on.
+        let ring = unsafe { Ring::new(memory, size)? };
+        let mut driver = Self {
+            ring,
+            slots,
+            state: State::new(size - 1, options, index),
+        };
+        driver.reset(index);
+        Ok(driver)
+    }
+
+    fn reset(&mut self, index: u16) {
+        let Self { ring, slots, state } = self;
+        let anomalies = state.anomalies;
+        *state = State {
+            anomalies,
+            ..State::new(state.mask, state.options, index)
+        };
+        let mut slots = Shadow::new(slots.as_mut(), state.mask);
+        for i in 0..=state.mask {
+            *slots.at(i) = Slot {
+                cookie: 0,
+                writable: 0,
+                next: i.wrapping_add(1) & state.mask,
+                count: 0,
+            };
+            ring.store_avail_entry(i, i);
+        }
+        ring.store_avail_flags(0);
+        ring.store_used_flags(0);
+        if state.options.event_idx {
+            ring.store_used_event(index);
+            ring.store_avail_event(index);
+        }
+        ring.store_used_idx(index);
+        ring.store_avail_idx(index);
+    }
+
+    /// Makes one chain available: the first `readable` of its segments for the device to read, the rest for it to write
+    /// (mergeable receive into a chain, transmit of several segments). The device sees it after [`Driver::publish`].
+    ///
+    /// # Errors
+    /// [`Error::Full`] if fewer descriptors are free than the chain has segments; [`Error::EmptySegment`],
+    /// [`Error::TooLong`], [`Error::Broken`]. Nothing was changed then.
+    pub fn add(&mut self, chain: &[Segment], readable: usize, cookie: u64) -> Result<(), Error> {
+        let writable = self.check(chain, readable)?;
+        if chain.len() > usize::from(self.state.mask) + 1 {
+            return Err(Error::TooLong);
+        }
+        if chain.len() > usize::from(self.state.free) {
+            return Err(Error::Full);
+        }
+        let Self { ring, slots, state } = self;
+        let mut slots = Shadow::new(slots.as_mut(), state.mask);
+        let head = state.following(&mut slots);
+        for (i, segment) in chain.iter().enumerate() {
+            let id = state.take(&mut slots);
+            let last = i + 1 == chain.len();
+            let next = if last { 0 } else { state.following(&mut slots) };
+            let flags = if i < readable { 0 } else { DESC_F_WRITE } | if last { 0 } else { DESC_F_NEXT };
+            ring.store_desc(id, Desc::new(segment.addr, segment.len, flags, next));
+        }
+        state.post(ring, &mut slots, head, chain.len() as u16, writable, cookie);
+        Ok(())
+    }
+
+    /// [`Driver::add`] by way of an indirect table (§2.7.5.3): the chain takes one descriptor of the ring.
+    ///
+    /// # Errors
+    /// As [`Driver::add`], with [`Error::TooLong`] if the table or the queue has fewer entries than the chain segments;
+    /// [`Error::NotNegotiated`] and [`Error::Misaligned`].
+    ///
+    /// # Safety
+    /// `table.ptr` is valid for writes of `16 * table.entries` bytes during the call, and nothing else uses that memory
+    /// until the chain completes.
+    pub unsafe fn add_indirect(
+        &mut self,
+        table: Table,
+        chain: &[Segment],
+        readable: usize,
+        cookie: u64,
+    ) -> Result<(), Error> {
+        if !self.state.options.indirect {
+            return Err(Error::NotNegotiated);
+        }
+        let writable = self.check(chain, readable)?;
+        if chain.len() > usize::from(table.entries).min(usize::from(self.state.mask) + 1) {
+            return Err(Error::TooLong);
+        }
+        let (address, align) = (table.ptr.as_ptr() as usize, core::mem::align_of::<wire::Desc>());
+        if !address.is_multiple_of(align) {
+            return Err(Error::Misaligned { address, align });
+        }
+        if self.state.free == 0 {
+            return Err(Error::Full);
+        }
+        for (i, segment) in chain.iter().enumerate() {
+            let last = i + 1 == chain.len();
+            let flags = if i < readable { 0 } else { DESC_F_WRITE } | if last { 0 } else { DESC_F_NEXT };
+            // In sequence, as IN_ORDER demands and everybody likes (§2.7.5.3).
+            let next = if last { 0 } else { i as u16 + 1 };
+            let desc = Desc::new(segment.addr, segment.len, flags, next);
+            // SAFETY: `i` is below `table.entries`, all of which this function's contract makes writable; aligned to 16.
+            unsafe { store_table_entry(table.ptr.as_ptr().add(i * size_of::<wire::Desc>()), desc) };
+        }
+        let Self { ring, slots, state } = self;
+        let mut slots = Shadow::new(slots.as_mut(), state.mask);
+        let head = state.take(&mut slots);
+        let bytes = (chain.len() * size_of::<wire::Desc>()) as u32;
+        ring.store_desc(head, Desc::new(table.addr, bytes, DESC_F_INDIRECT, 0));
+        state.post(ring, &mut slots, head, 1, writable, cookie);
+        Ok(())
+    }
+
+    /// Checks a chain; returns its bytes for writing.
+    fn check(&self, chain: &[Segment], readable: usize) -> Result<u32, Error> {
+        if self.state.broken {
+            return Err(Error::Broken);
+        }
+        if chain.is_empty() || chain.iter().any(|segment| segment.len == 0) {
+            return Err(Error::EmptySegment);
+        }
+        let bytes = |part: &[Segment]| part.iter().map(|segment| u64::from(segment.len)).sum::<u64>();
+        u32::try_from(bytes(chain)).map_err(|_| Error::TooLong)?;
+        // Not above the sum just checked.
+        Ok(bytes(chain.get(readable..).unwrap_or_default()) as u32)
+    }
+
+    /// The fast path: makes a burst of single-segment buffers available, as many as there are free descriptors, and
+    /// returns how many. An item that does not fit is not taken from the iterator. No segment may be empty (a device
+    /// refuses that). The device sees them after [`Driver::publish`].
+    #[inline]
+    pub fn add_each<I>(&mut self, direction: Direction, buffers: I) -> usize
+    where
+        I: IntoIterator<Item = (Segment, u64)>,
+    {
+        let buffers = buffers.into_iter();
+        let Self { ring, slots, state } = self;
+        if state.broken {
+            return 0;
+        }
+        let ring = ring.clone();
+        let slots = Shadow::new(slots.as_mut(), state.mask);
+        if !state.options.in_order {
+            state.add_linked(ring, slots, direction, buffers)
+        } else if state.identity && (state.cursor ^ state.avail) & state.mask == 0 {
+            state.add_round::<true, _>(ring, slots, direction, buffers)
+        } else {
+            state.add_round::<false, _>(ring, slots, direction, buffers)
+        }
+    }
+
+    /// Shows the device all that was added, by one Release store of the index (§2.7.13.3), and tells whether it wants
+    /// to be notified (§2.7.13.4): [`Driver::commit`] and [`Driver::needs_kick`].
+    #[inline]
+    pub fn publish(&mut self) -> bool {
+        self.commit();
+        self.needs_kick()
+    }
+
+    /// The first half of [`Driver::publish`]: no fence, and no look at the device's cache line. Whoever uses it owes a
+    /// [`Driver::needs_kick`] before it sleeps.
+    #[inline]
+    pub fn commit(&mut self) {
+        let state = &mut self.state;
+        if state.avail != state.published {
+            self.ring.store_avail_idx(state.avail);
+            state.published = state.avail;
+            state.overdue |= state.published.wrapping_sub(state.asked) >= 1 << 15;
+        }
+    }
+
+    /// The second half of [`Driver::publish`]: does the device want a notification for what was committed since the
+    /// last call?
+    #[inline]
+    pub fn needs_kick(&mut self) -> bool {
+        let state = &mut self.state;
+        let old = core::mem::replace(&mut state.asked, state.published);
+        if old == state.published && !state.overdue {
+            return false;
+        }
+        // §2.7.13.4.1: a full barrier between the store of idx and the load of what suppresses.
+        self.ring.fence();
+        if state.options.event_idx {
+            core::mem::take(&mut state.overdue) || event_passed(self.ring.load_avail_event(), state.published, old)
+        } else {
+            state.overdue = false;
+            self.ring.load_used_flags() & USED_F_NO_NOTIFY == 0
+        }
+    }
+
+    /// Takes up to `max` completed chains back, oldest first, and returns how many. The device's index is read only
+    /// when all that is known of has been taken.
+    ///
+    /// Each completion is checked: an id that is out of range or not in flight is dropped, a length above what was
+    /// posted becomes 0, and both are counted. If `each` panics, the chain it was called with counts as handed out.
+    #[inline]
+    pub fn poll_each(&mut self, max: usize, each: impl FnMut(Completion)) -> usize {
+        let Self { ring, slots, state } = self;
+        let pending = state.pending(ring);
+        let count = usize::from(pending).min(max) as u16;
+        if count == 0 {
+            return 0;
+        }
+        let slots = Shadow::new(slots.as_mut(), state.mask);
+        if !state.options.in_order {
+            state.poll_linked(ring.clone(), slots, count, each)
+        } else if !state.elements {
+            state.poll_skim(slots, count, each)
+        } else if state.skim > 0 {
+            let count = count.min(state.skim);
+            state.skim -= count;
+            state.poll_skim(slots, count, each)
+        } else {
+            state.poll_round(ring.clone(), slots, count, each)
+        }
+    }
+
+    /// Hands back the cookie of every chain in flight and brings the ring to its initial state, as [`Driver::new`] did:
+    /// for a device that is gone, before another one comes or the driver is dropped. With IN_ORDER oldest first.
+    ///
+    /// The device must not use the ring any more (disconnected, or reset and done). Anomalies stay counted.
+    pub fn detach_each(&mut self, mut each: impl FnMut(u64)) {
+        let Self { slots, state, .. } = self;
+        let mut slots = Shadow::new(slots.as_mut(), state.mask);
+        if state.options.in_order {
+            while state.in_flight > 0 {
+                let Slot { cookie, count, .. } = *slots.at(state.tail);
+                state.tail = state.tail.wrapping_add(count);
+                state.in_flight -= 1;
+                each(cookie);
+            }
+        } else {
+            for i in 0..=state.mask {
+                if core::mem::take(&mut slots.at(i).count) != 0 {
+                    state.in_flight = state.in_flight.saturating_sub(1);
+                    each(slots.at(i).cookie);
+                }
+            }
+        }
+        self.reset(0);
+    }
+}
+
+impl<S> Driver<S> {
+    /// Asks for used-buffer notifications (calls) or not (§2.7.7). Returns true if completions are already there: then
+    /// no notification will come for them, so poll instead of sleeping.
+    #[inline]
+    pub fn set_notify(&mut self, on: bool) -> bool {
+        let state = &mut self.state;
+        if state.options.event_idx {
+            // There is no "never": an index that was just passed is 65535 completions away.
+            self.ring
+                .store_used_event(if on { state.used } else { state.used.wrapping_sub(1) });
+        } else {
+            self.ring.store_avail_flags(if on { 0 } else { AVAIL_F_NO_INTERRUPT });
+        }
+        if on {
+            // Either the device sees the wish, or we see its index.
+            self.ring.fence();
+            state.seen != state.used || self.ring.load_used_idx() != state.used
+        } else {
+            state.seen != state.used
+        }
+    }
+
+    /// Entries of the queue.
+    #[inline]
+    pub fn size(&self) -> u16 {
+        self.state.mask + 1
+    }
+
+    /// Free descriptors.
+    #[inline]
+    pub fn free(&self) -> u16 {
+        self.state.free
+    }
+
+    /// Chains in flight: added and not yet taken back, published or not.
+    #[inline]
+    pub fn in_flight(&self) -> u16 {
+        self.state.in_flight
+    }
+
+    /// What the device did wrong so far.
+    #[inline]
+    pub fn anomalies(&self) -> Anomalies {
+        self.state.anomalies
+    }
+
+    /// The device's index cannot be trusted any more: nothing is added or completed until [`Driver::detach_each`].
+    #[inline]
+    pub fn is_broken(&self) -> bool {
+        self.state.broken
+    }
+}
+
+impl State {
+    fn new(mask: u16, options: Options, index: u16) -> Self {
+        Self {
+            options,
+            mask,
+            // Not IN_ORDER: all descriptors are free in the order of the table, and the last was "taken last".
+            cursor: if options.in_order { 0 } else { mask },
+            tail: if options.in_order { 0 } else { mask },
+            free: mask + 1,
+            in_flight: 0,
+            avail: index,
+            published: index,
+            asked: index,
+            overdue: false,
+            used: index,
+            seen: index,
+            identity: true,
+            elements: false,
+            skim: 0,
+            batch: None,
+            broken: false,
+            anomalies: Anomalies::default(),
+        }
+    }
+
+    /// The descriptor that [`State::take`] takes next.
+    #[inline(always)]
+    fn following(&self, slots: &mut Shadow<'_>) -> u16 {
+        if self.options.in_order {
+            self.cursor & self.mask
+        } else {
+            slots.at(self.cursor).next
+        }
+    }
+
+    #[inline(always)]
+    fn take(&mut self, slots: &mut Shadow<'_>) -> u16 {
+        let id = self.following(slots);
+        self.cursor = if self.options.in_order {
+            self.cursor.wrapping_add(1)
+        } else {
+            id
+        };
+        id
+    }
+
+    /// Enters a chain whose descriptors are taken and written into the available ring and the shadow.
+    fn post(&mut self, ring: &Ring, slots: &mut Shadow<'_>, head: u16, count: u16, writable: u32, cookie: u64) {
+        let slot = slots.at(head);
+        slot.cookie = cookie;
+        slot.writable = writable;
+        slot.count = count;
+        self.enter(ring, self.avail, head);
+        self.posted(count, 1, writable > 0);
+    }
+
+    /// `avail.ring[position] = head`, unless it says so already: an unchanged line stays in both caches.
+    #[inline(always)]
+    fn enter(&mut self, ring: &Ring, position: u16, head: u16) {
+        // What is read back here decides about this store alone: whoever forges it harms its own ring.
+        if ring.load_avail_entry(position) != head {
+            ring.store_avail_entry(position, head);
+        }
+        self.identity &= (position ^ head) & self.mask == 0;
+    }
+
+    #[inline(always)]
+    fn posted(&mut self, descriptors: u16, chains: u16, writable: bool) {
+        if writable && !self.elements {
+            self.elements = true;
+            // Batches end where an index was published (§2.7.9), so the elements up to here need not be read.
+            self.skim = self.seen.wrapping_sub(self.used);
+        }
+        self.free -= descriptors;
+        self.in_flight += chains;
+        self.avail = self.avail.wrapping_add(chains);
+    }
+
+    /// IN_ORDER: descriptors round the table. `ALIGNED`: each lies at its own position of the available ring already.
+    #[inline(always)]
+    fn add_round<const ALIGNED: bool, I>(
+        &mut self,
+        ring: Ring,
+        mut slots: Shadow<'_>,
+        direction: Direction,
+        mut buffers: I,
+    ) -> usize
+    where
+        I: Iterator<Item = (Segment, u64)>,
+    {
+        let (flags, mask) = wording(direction);
+        let (first, avail, free) = (self.cursor, self.avail, self.free);
+        let mut filling = Filling {
+            state: self,
+            cursor: first,
+            added: 0,
+            writable: mask != 0,
+        };
+        while filling.added < free {
+            let Some((segment, cookie)) = buffers.next() else { break };
+            debug_assert_ne!(segment.len, 0, "a segment is empty");
+            let id = filling.cursor;
+            ring.store_desc(id, Desc::new(segment.addr, segment.len, flags, 0));
+            *slots.at(id) = Slot {
+                cookie,
+                writable: segment.len & mask,
+                next: 0,
+                count: 1,
+            };
+            if !ALIGNED {
+                let state = &mut *filling.state;
+                state.enter(&ring, avail.wrapping_add(filling.added), id & state.mask);
+            }
+            filling.cursor = id.wrapping_add(1);
+            filling.added += 1;
+        }
+        usize::from(filling.added)
+    }
+
+    /// Not IN_ORDER: descriptors from the list of free ones.
+    #[inline(always)]
+    fn add_linked<I>(&mut self, ring: Ring, mut slots: Shadow<'_>, direction: Direction, mut buffers: I) -> usize
+    where
+        I: Iterator<Item = (Segment, u64)>,
+    {
+        let (flags, mask) = wording(direction);
+        let (cursor, avail, free) = (self.cursor, self.avail, self.free);
+        let mut filling = Filling {
+            state: self,
+            cursor,
+            added: 0,
+            writable: mask != 0,
+        };
+        while filling.added < free {
+            let Some((segment, cookie)) = buffers.next() else { break };
+            debug_assert_ne!(segment.len, 0, "a segment is empty");
+            let id = slots.at(filling.cursor).next;
+            ring.store_desc(id, Desc::new(segment.addr, segment.len, flags, 0));
+            let slot = slots.at(id);
+            slot.cookie = cookie;
+            slot.writable = segment.len & mask;
+            slot.count = 1;
+            filling.state.enter(&ring, avail.wrapping_add(filling.added), id);
+            filling.cursor = id;
+            filling.added += 1;
+        }
+        usize::from(filling.added)
+    }
+
+    /// How many completions are known of; looks at the index if none.
+    #[inline(always)]
+    fn pending(&mut self, ring: &Ring) -> u16 {
+        let known = self.seen.wrapping_sub(self.used);
+        if known != 0 {
+            return known;
+        }
+        let idx = ring.load_used_idx();
+        let moved = idx.wrapping_sub(self.used);
+        if moved == 0 {
+            return 0;
+        }
+        // The device can complete what was published, and nothing else.
+        if self.broken || moved > self.published.wrapping_sub(self.used) {
+            self.index_jump();
+            return 0;
+        }
+        self.seen = idx;
+        moved
+    }
+
+    #[cold]
+    fn index_jump(&mut self) {
+        if !self.broken {
+            self.broken = true;
+            self.anomalies.index_jump += 1;
+        }
+    }
+
+    /// IN_ORDER, nothing device-writable: the index alone says all (§2.7.9), the used elements stay unread.
+    #[inline(always)]
+    fn poll_skim(&mut self, mut slots: Shadow<'_>, count: u16, mut each: impl FnMut(Completion)) -> usize {
+        let tail = self.tail;
+        let mut burst = Burst {
+            state: self,
+            tail,
+            chains: 0,
+            positions: 0,
+            descriptors: 0,
+        };
+        for _ in 0..count {
+            let cookie = burst.retire_oldest(&mut slots).0;
+            burst.positions += 1;
+            each(Completion { cookie, len: 0 });
+        }
+        usize::from(count)
+    }
+
+    /// IN_ORDER with lengths: the used element of a batch names its last chain and lies at the position of its first;
+    /// those before the last were used completely (§2.7.9). A device that writes every element makes batches of one.
+    #[inline(always)]
+    fn poll_round(&mut self, ring: Ring, mut slots: Shadow<'_>, count: u16, mut each: impl FnMut(Completion)) -> usize {
+        let (tail, used) = (self.tail, self.used);
+        let mut burst = Burst {
+            state: self,
+            tail,
+            chains: 0,
+            positions: 0,
+            descriptors: 0,
+        };
+        while burst.positions < count {
+            let oldest = burst.tail & burst.state.mask;
+            let len = match burst.state.batch {
+                None => {
+                    let (id, len) = ring.load_element(used.wrapping_add(burst.positions));
+                    if id == u32::from(oldest) {
+                        Some(len)
+                    } else if burst.open_batch(&mut slots, id, len) {
+                        None
+                    } else {
+                        break;
+                    }
+                }
+                Some((last, len)) if last == oldest => {
+                    burst.state.batch = None;
+                    Some(len)
+                }
+                Some(_) => None,
+            };
+            let (cookie, posted) = burst.retire_oldest(&mut slots);
+            burst.positions += 1;
+            let len = match len {
+                Some(len) if len > posted => burst.state.lie(),
+                Some(len) => len,
+                None => posted,
+            };
+            each(Completion { cookie, len });
+        }
+        usize::from(burst.chains)
+    }
+
+    /// Not IN_ORDER: each element names its chain.
+    #[inline(always)]
+    fn poll_linked(
+        &mut self,
+        ring: Ring,
+        mut slots: Shadow<'_>,
+        count: u16,
+        mut each: impl FnMut(Completion),
+    ) -> usize {
+        let (tail, used, mask) = (self.tail, self.used, self.mask);
+        let mut burst = Burst {
+            state: self,
+            tail,
+            chains: 0,
+            positions: 0,
+            descriptors: 0,
+        };
+        while burst.positions < count {
+            let (id, len) = ring.load_element(used.wrapping_add(burst.positions));
+            burst.positions += 1;
+            if id > u32::from(mask) {
+                burst.state.unknown_id();
+                continue;
+            }
+            let id = id as u16;
+            let Slot {
+                cookie,
+                writable: posted,
+                count: descriptors,
+                ..
+            } = *slots.at(id);
+            if descriptors == 0 {
+                burst.state.idle_id();
+                continue;
+            }
+            slots.at(id).count = 0;
+            slots.at(burst.tail).next = id;
+            burst.tail = if descriptors == 1 {
+                id
+            } else {
+                last_of(&mut slots, id, descriptors)
+            };
+            burst.chains += 1;
+            burst.descriptors += descriptors;
+            let len = if len > posted { burst.state.lie() } else { len };
+            each(Completion { cookie, len });
+        }
+        usize::from(burst.chains)
+    }
+
+    #[cold]
+    fn unknown_id(&mut self) {
+        self.anomalies.id_out_of_range += 1;
+    }
+
+    #[cold]
+    fn idle_id(&mut self) {
+        self.anomalies.id_not_in_flight += 1;
+    }
+
+    #[cold]
+    fn lie(&mut self) -> u32 {
+        self.anomalies.length += 1;
+        0
+    }
+}
+
+/// The flags of a descriptor, and what of its length may be written.
+#[inline(always)]
+fn wording(direction: Direction) -> (u16, u32) {
+    match direction {
+        Direction::Readable => (0, 0),
+        Direction::Writable => (DESC_F_WRITE, u32::MAX),
+    }
+}
+
+/// The last descriptor of a chain.
+#[cold]
+fn last_of(slots: &mut Shadow<'_>, head: u16, count: u16) -> u16 {
+    (1..count).fold(head, |id, _| slots.at(id).next)
+}
+
+/// The progress of one burst of buffers, entered when it ends: also when the caller's iterator panics.
+struct Filling<'a> {
+    state: &'a mut State,
+    cursor: u16,
+    added: u16,
+    writable: bool,
+}
+
+impl Drop for Filling<'_> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        self.state.cursor = self.cursor;
+        self.state
+            .posted(self.added, self.added, self.writable && self.added > 0);
+    }
+}
+
+/// The progress of one burst of completions, entered when it ends: also when the caller's closure panics, so that no
+/// cookie is handed out twice.
+struct Burst<'a> {
+    state: &'a mut State,
+    tail: u16,
+    chains: u16,
+    positions: u16,
+    descriptors: u16,
+}
+
+impl Burst<'_> {
+    /// IN_ORDER: takes the oldest chain out of flight; its cookie, and its bytes posted for writing.
+    #[inline(always)]
+    fn retire_oldest(&mut self, slots: &mut Shadow<'_>) -> (u64, u32) {
+        let Slot {
+            cookie,
+            writable,
+            count,
+            ..
+        } = *slots.at(self.tail);
+        self.tail = self.tail.wrapping_add(count);
+        self.descriptors += count;
+        self.chains += 1;
+        (cookie, writable)
+    }
+
+    /// IN_ORDER: is `id` one of the chains completed now, behind the oldest? Then all up to it are a batch.
+    #[cold]
+    fn open_batch(&mut self, slots: &mut Shadow<'_>, id: u32, len: u32) -> bool {
+        let state = &mut *self.state;
+        let completed = state.seen.wrapping_sub(state.used).wrapping_sub(self.positions);
+        let mut head = self.tail;
+        for _ in 0..completed {
+            if id == u32::from(head & state.mask) {
+                state.batch = Some((id as u16, len));
+                return true;
+            }
+            head = head.wrapping_add(slots.at(head).count);
+        }
+        state.anomalies.out_of_order += 1;
+        state.broken = true;
+        false
+    }
+}
+
+impl Drop for Burst<'_> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        let state = &mut *self.state;
+        state.tail = self.tail;
+        state.in_flight -= self.chains;
+        state.free += self.descriptors;
+        state.used = state.used.wrapping_add(self.positions);
+        if state.broken {
+            // Nothing that the index announced is taken any more.
+            state.seen = state.used;
+        }
+    }
+}
