@@ -1,2 +1,32 @@
 #![no_std]
-//! Placeholder.
+#![forbid(unsafe_code)]
+//! Address spaces of devices and peers: ranges, and the table that translates theirs to ours.
+//!
+//! A vhost-user front-end names packets by addresses of its own; a device behind an IOMMU by I/O virtual addresses. The
+//! side that follows such an address must know, for each, whether it and *all* the bytes behind it are inside of
+//! something that was shared, and where that is here. The addresses come from somebody who is not trusted: every
+//! arithmetic in this crate is checked, nothing panics, and nothing takes longer than a binary search.
+//!
+//! - [`Range`]: some addresses; never empty, never beyond the end of the address space.
+//! - [`Table`]: up to `N` regions, theirs and ours; refuses those that overlap. No allocation, no `unsafe`.
+//! - [`Hint`]: which region was hit last, kept by the one who asks.
+//!
+//! ```
+//! use iova::{Range, Table};
+//!
+//! let mut table = Table::<8>::new();
+//! // 2 MiB at 0x10_0000 of the peer are mapped here at 0x7f00_0000_0000.
+//! table.insert(Range::new(0x10_0000, 0x20_0000).unwrap(), 0x7f00_0000_0000).unwrap();
+//!
+//! assert_eq!(table.translate(0x10_0040, 1500), Some(0x7f00_0000_0040));
+//! assert_eq!(table.reverse(0x7f00_0000_0040, 1500), Some(0x10_0040));
+//! // The first byte is inside, the last is not.
+//! assert_eq!(table.translate(0x2f_ffff, 2), None);
+//! assert_eq!(table.translate(u64::MAX, 2), None);
+//! ```
+
+mod range;
+mod table;
+
+pub use range::Range;
+pub use table::{Hint, InsertError, Region, Table};
