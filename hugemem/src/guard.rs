@@ -3,7 +3,7 @@
 //! Whoever has the descriptor of a shared file can truncate it, unless it is a sealed memfd. The next access to the
 //! lost pages raises SIGBUS, and its default is the end of the process. With [`install`] and [`register`], the handler
 //! puts a private page of zeroes where the access went and marks the mapping dead: the access succeeds, and whoever
-//! drives the mapping finds [`Guarded::is_dead`] at its next look and closes it.
+//! drives the mapping finds [`Registration::is_dead`] at its next look and closes it.
 //!
 //! The handler is async-signal-safe: it reads atomics and calls `mmap(2)`. It handles `BUS_ADRERR` inside of registered
 //! mappings and passes everything else on to the handler that was there before, or to the default.
@@ -65,7 +65,7 @@ impl Slot {
         let len = self.len.load(Ordering::Relaxed);
         let page = self.page.load(Ordering::Relaxed);
         fence(Ordering::Acquire);
-        let same = version % 2 == 0 && self.version.load(Ordering::Relaxed) == version;
+        let same = version.is_multiple_of(2) && self.version.load(Ordering::Relaxed) == version;
         let offset = address.wrapping_sub(start);
         (same && offset < len).then(|| (address & !(page - 1), page))
     }
@@ -114,7 +114,7 @@ pub fn install() -> Result<(), Error> {
 /// A mapping that is watched, until this is dropped.
 #[derive(Debug)]
 #[must_use = "dropping it ends the watch"]
-pub struct Guarded(usize);
+pub struct Registration(usize);
 
 /// Watches the `len` bytes from `base` on, made of pages of `page` bytes, a power of two.
 ///
@@ -123,11 +123,15 @@ pub struct Guarded(usize);
 /// are no multiples of it.
 ///
 /// # Safety
-/// The range is a mapping of the caller's, and stays so until the [`Guarded`] is dropped. On a SIGBUS inside of it, a
+/// The range is a mapping of the caller's, and stays so until the [`Registration`] is dropped. On a SIGBUS inside of it, a
 /// page of it is replaced by zeroes.
-pub unsafe fn register(base: NonNull<u8>, len: usize, page: usize) -> Result<Guarded, Error> {
+pub unsafe fn register(base: NonNull<u8>, len: usize, page: usize) -> Result<Registration, Error> {
     let start = base.as_ptr() as usize;
-    if !page.is_power_of_two() || start % page != 0 || len % page != 0 || start.checked_add(len).is_none() {
+    if !page.is_power_of_two()
+        || !start.is_multiple_of(page)
+        || !len.is_multiple_of(page)
+        || start.checked_add(len).is_none()
+    {
         return Err(Error::Length);
     }
     for (index, slot) in SLOTS.iter().enumerate() {
@@ -137,7 +141,7 @@ pub unsafe fn register(base: NonNull<u8>, len: usize, page: usize) -> Result<Gua
         slot.dead.store(false, Ordering::Relaxed);
         slot.set(start, len, page);
         USED.fetch_max(index + 1, Ordering::Release);
-        return Ok(Guarded(index));
+        return Ok(Registration(index));
     }
     Err(Error::GuardFull)
 }
@@ -149,21 +153,21 @@ impl Segment {
     /// [`Error::GuardFull`].
     ///
     /// # Safety
-    /// The segment outlives the [`Guarded`].
-    pub unsafe fn guard(&self) -> Result<Guarded, Error> {
+    /// The segment outlives the [`Registration`].
+    pub unsafe fn guard(&self) -> Result<Registration, Error> {
         // SAFETY: the segment's own mapping, which outlives the watch, as the caller says.
         unsafe { register(self.base(), self.len(), self.page_size().bytes()) }
     }
 }
 
-impl Guarded {
+impl Registration {
     /// Whether pages of the mapping were lost. It does not come back to life: unmap it.
     pub fn is_dead(&self) -> bool {
         SLOTS[self.0].dead.load(Ordering::Acquire)
     }
 }
 
-impl Drop for Guarded {
+impl Drop for Registration {
     fn drop(&mut self) {
         let slot = &SLOTS[self.0];
         slot.set(0, 0, 1);

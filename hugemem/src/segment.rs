@@ -248,7 +248,7 @@ fn create(name: &CStr, page: PageSize) -> Result<c_int, Error> {
 fn map_aligned(len: usize, page: PageSize, flags: c_int, fd: c_int) -> Result<NonNull<u8>, i32> {
     // Huge pages are aligned by the kernel, and it often aligns the others too.
     let base = sys::mmap(len, PROT, flags, fd)?;
-    if page.is_huge() || len < THP || base.as_ptr() as usize % THP == 0 {
+    if page.is_huge() || len < THP || base.addr().get().is_multiple_of(THP) {
         return Ok(base);
     }
     // SAFETY: our own mapping, just made.

@@ -29,4 +29,4 @@ mod range;
 mod table;
 
 pub use range::Range;
-pub use table::{Hint, InsertError, Region, Table};
+pub use table::{Error, Hint, Region, Table};

@@ -59,29 +59,32 @@ impl Entry {
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Hint(usize);
 
-/// Why a region was not inserted. The table is as before.
+/// Why a region was not inserted or removed. The table is as before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum InsertError {
+pub enum Error {
     /// It has addresses of theirs in common with this one.
     Overlap(Region),
     /// Our addresses would wrap around the end of the address space.
     Overflow,
     /// The table has `N` regions.
     Full,
+    /// There is no region of exactly these addresses.
+    Missing,
 }
 
-impl fmt::Display for InsertError {
+impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            InsertError::Overlap(with) => write!(f, "the region overlaps {:?}", with.theirs),
-            InsertError::Overflow => f.write_str("the region goes beyond the end of our address space"),
-            InsertError::Full => f.write_str("the table is full"),
+            Error::Overlap(with) => write!(f, "the region overlaps {:?}", with.theirs),
+            Error::Overflow => f.write_str("the region goes beyond the end of our address space"),
+            Error::Full => f.write_str("the table is full"),
+            Error::Missing => f.write_str("there is no such region"),
         }
     }
 }
 
-impl core::error::Error for InsertError {}
+impl core::error::Error for Error {}
 
 /// Up to `N` regions, sorted by their addresses, which do not overlap. Ours may: two of their ranges can be the same
 /// memory.
@@ -107,19 +110,19 @@ impl<const N: usize> Table<N> {
     /// Adds a region: their addresses `theirs` are ours from `ours` on.
     ///
     /// # Errors
-    /// [`InsertError`]; the table is as before.
-    pub fn insert(&mut self, theirs: Range, ours: u64) -> Result<(), InsertError> {
-        Range::new(ours, theirs.len()).ok_or(InsertError::Overflow)?;
+    /// [`Error::Overlap`], [`Error::Overflow`], [`Error::Full`].
+    pub fn insert(&mut self, theirs: Range, ours: u64) -> Result<(), Error> {
+        Range::new(ours, theirs.len()).ok_or(Error::Overflow)?;
         let at = self.position(theirs.start());
         // The neighbours are the only ones that it can overlap, as the others do not overlap each other.
         let before = at.checked_sub(1).and_then(|index| self.get(index));
         for neighbour in before.into_iter().chain(self.get(at)) {
             if neighbour.theirs.overlaps(theirs) {
-                return Err(InsertError::Overlap(neighbour));
+                return Err(Error::Overlap(neighbour));
             }
         }
         if self.len == N {
-            return Err(InsertError::Full);
+            return Err(Error::Full);
         }
         self.entries.copy_within(at..self.len, at + 1);
         self.entries[at] = Entry {
@@ -131,14 +134,20 @@ impl<const N: usize> Table<N> {
         Ok(())
     }
 
-    /// Removes the region with exactly these addresses of theirs. `None`: there is none, and nothing changed.
-    pub fn remove(&mut self, theirs: Range) -> Option<Region> {
+    /// Removes the region with exactly these addresses of theirs.
+    ///
+    /// # Errors
+    /// [`Error::Missing`].
+    pub fn remove(&mut self, theirs: Range) -> Result<Region, Error> {
         let at = self.position(theirs.start());
-        let region = self.get(at).filter(|region| region.theirs == theirs)?;
+        let region = self
+            .get(at)
+            .filter(|region| region.theirs == theirs)
+            .ok_or(Error::Missing)?;
         self.entries.copy_within(at + 1..self.len, at);
         self.len -= 1;
         self.entries[self.len] = Entry::NONE;
-        Some(region)
+        Ok(region)
     }
 
     /// Removes all regions.
