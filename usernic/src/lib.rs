@@ -1,1 +1,71 @@
-//! Placeholder.
+//! User-space network ports for containers.
+//!
+//! A process drives its own port: no kernel in the data path, no capability, no privilege. The other side is a virtual
+//! switch in user space (OVS-DPDK, VPP, or the [`switch`] of this crate) that shares virtio rings with us, set up over a
+//! vhost-user socket.
+//!
+//! # The layers
+//!
+//! | layer | what it is |
+//! |---|---|
+//! | [`Port`] | opened from a [spec](spec): connection, memory, link |
+//! | [`Queue`] | a queue pair, driven by the one thread that holds it |
+//! | [`Packet`], [`Burst`] | frames in the port's memory, moved in bursts |
+//! | [`RawQueue`] | the rings under a queue, over buffers of any kind |
+//! | [`switch`] | a learning bridge, cross-connects and reflectors, made of `vhost` ports |
+//! | [`vhost_user`] | the sockets under it all |
+//!
+//! # Example
+//!
+//! A front-end and a back-end in one process, a frame from one to the other:
+//!
+//! ```
+//! use std::time::Duration;
+//! use usernic::{Burst, Port};
+//!
+//! let dir = tempfile::tempdir()?;
+//! let socket = dir.path().join("port.sock");
+//! let back = Port::open(&format!("vhost,path={}", socket.display()))?;
+//! let front = Port::open(&format!("virtio-user,path={}", socket.display()))?;
+//! assert!(back.wait_link(Duration::from_secs(5)));
+//!
+//! let (mut sender, mut receiver) = (front.queue(0)?, back.queue(0)?);
+//! let mut burst = Burst::new(32);
+//! sender.alloc(&mut burst, 1);
+//! burst[0].copy_from(b"a frame of at least fourteen bytes")?;
+//! assert_eq!(sender.tx(&mut burst), 1);
+//!
+//! let mut received = Burst::new(32);
+//! while receiver.rx(&mut received) == 0 {
+//!     receiver.wait(Some(Duration::from_secs(5)))?;
+//! }
+//! assert_eq!(received[0].bytes(), Some(&b"a frame of at least fourteen bytes"[..]));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+mod copy;
+mod error;
+mod gate;
+pub mod memory;
+mod packet;
+mod pool;
+mod regions;
+mod port;
+mod queue;
+pub mod spec;
+mod stats;
+pub mod switch;
+pub mod vhost_user;
+
+pub use error::Error;
+pub use packet::{Burst, Packet, PacketError};
+pub use port::{Link, Port};
+pub use queue::{Buffer, MAX_SEGMENTS, Queue, RawQueue, RawRing, TooManySegments};
+pub use stats::Stats;
+
+/// A random number, for addresses and hash keys.
+pub(crate) fn random_u64() -> u64 {
+    use std::hash::{BuildHasher, Hasher};
+    // Keyed from the system's randomness once a process, and different at every call.
+    std::hash::RandomState::new().build_hasher().finish()
+}

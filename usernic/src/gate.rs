@@ -1,0 +1,244 @@
+//! One thread drives a queue's rings; another, now and then, must stop it to change what it stands on.
+//!
+//! A back-end may vanish, a front-end may replace its memory table, and a `GET_VRING_BASE` wants a ring stopped before
+//! it is answered. The thread that polls must not pay a lock for that: it pays two plain stores a burst.
+//!
+//! [`pair`] splits a value into a [`DataSide`] and a [`ControlSide`], one of each, neither of which can be cloned:
+//!
+//! - the data side [`enter`](DataSide::enter)s for the length of a burst: it says that it is busy, then looks whether
+//!   the gate is closed;
+//! - the control side [`close`](ControlSide::close)s: it says that the gate is closed, then looks whether the data side
+//!   is busy, and waits until it is not. From then on the value is its own until [`open`](ControlSide::open).
+//!
+//! Both sides store one flag and read the other, so each needs a full barrier between its store and its load. The data
+//! side's is a compiler barrier only: the control side issues `membarrier(2)`, which runs a full barrier on every CPU
+//! that runs a thread of this process. Where the kernel refuses that (before 4.14, or under a tight seccomp filter),
+//! the data side pays for a fence of its own.
+
+use std::cell::UnsafeCell;
+use std::sync::Arc;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering, compiler_fence, fence};
+use std::time::Duration;
+
+/// The flags on lines of their own: the data side writes one of them every burst.
+#[repr(align(128))]
+struct Flag(AtomicBool);
+
+struct Shared<T> {
+    closed: Flag,
+    busy: Flag,
+    /// The data side fences by itself, since `membarrier(2)` is not to be had.
+    fenced: bool,
+    value: UnsafeCell<T>,
+}
+
+// SAFETY: the value is reached by one side at a time (the protocol of this module), so it moves between the two
+// threads but is never shared by them: `T: Send` is enough.
+unsafe impl<T: Send> Sync for Shared<T> {}
+// SAFETY: as above; owning the last `Arc` drops the value on that thread.
+unsafe impl<T: Send> Send for Shared<T> {}
+
+/// The polling thread's half.
+pub(crate) struct DataSide<T>(Arc<Shared<T>>);
+
+/// The controlling thread's half.
+pub(crate) struct ControlSide<T> {
+    shared: Arc<Shared<T>>,
+    closed: bool,
+}
+
+/// The data side, inside. The control side waits for its end, so it is held for a burst and never across a wait.
+pub(crate) struct Entered<'a, T> {
+    shared: &'a Shared<T>,
+}
+
+/// Makes a closed gate around `value`.
+pub(crate) fn pair<T: Send>(value: T) -> (DataSide<T>, ControlSide<T>) {
+    pair_with(value, !membarrier_registered())
+}
+
+fn pair_with<T: Send>(value: T, fenced: bool) -> (DataSide<T>, ControlSide<T>) {
+    let shared = Arc::new(Shared {
+        closed: Flag(AtomicBool::new(true)),
+        busy: Flag(AtomicBool::new(false)),
+        fenced,
+        value: UnsafeCell::new(value),
+    });
+    (DataSide(Arc::clone(&shared)), ControlSide { shared, closed: true })
+}
+
+impl<T> DataSide<T> {
+    /// Goes in, unless the gate is closed. Costs two stores and a load.
+    #[inline]
+    pub(crate) fn enter(&mut self) -> Option<Entered<'_, T>> {
+        let shared = &*self.0;
+        shared.busy.0.store(true, Ordering::Relaxed);
+        if shared.fenced {
+            fence(Ordering::SeqCst);
+        } else {
+            compiler_fence(Ordering::SeqCst);
+        }
+        // Dropped again, and so not busy, when closed.
+        let entered = Entered { shared };
+        if shared.closed.0.load(Ordering::Acquire) { None } else { Some(entered) }
+    }
+
+}
+
+impl<T> std::ops::Deref for Entered<'_, T> {
+    type Target = T;
+
+    #[inline]
+    fn deref(&self) -> &T {
+        // SAFETY: busy was stored before closed was read as false, with a full barrier between (ours or the control
+        // side's membarrier), so the control side will see busy and wait. There is one data side, borrowed mutably.
+        unsafe { &*self.shared.value.get() }
+    }
+}
+
+impl<T> std::ops::DerefMut for Entered<'_, T> {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut T {
+        // SAFETY: as in `deref`; `&mut self` makes it the only reference.
+        unsafe { &mut *self.shared.value.get() }
+    }
+}
+
+impl<T> Drop for Entered<'_, T> {
+    #[inline]
+    fn drop(&mut self) {
+        self.shared.busy.0.store(false, Ordering::Release);
+    }
+}
+
+impl<T> ControlSide<T> {
+    /// Closes the gate, waits until the data side is out (a burst at the most, and for the time in which its thread
+    /// has no CPU), and gives the value.
+    pub(crate) fn close(&mut self) -> &mut T {
+        if !self.closed {
+            self.shared.closed.0.store(true, Ordering::Relaxed);
+            fence(Ordering::SeqCst);
+            if !self.shared.fenced {
+                membarrier();
+            }
+            let mut turns = 0u32;
+            while self.shared.busy.0.load(Ordering::Acquire) {
+                turns += 1;
+                if turns < 64 { std::thread::yield_now() } else { std::thread::sleep(Duration::from_micros(50)) }
+            }
+            self.closed = true;
+        }
+        // SAFETY: closed, and the data side was seen outside after it could see that: it cannot come in until `open`.
+        // There is one control side, borrowed mutably.
+        unsafe { &mut *self.shared.value.get() }
+    }
+
+    /// Opens the gate.
+    pub(crate) fn open(&mut self) {
+        self.closed = false;
+        self.shared.closed.0.store(false, Ordering::Release);
+    }
+
+}
+
+impl<T> Drop for ControlSide<T> {
+    /// With nobody left to control it, the gate stays closed.
+    fn drop(&mut self) {
+        self.shared.closed.0.store(true, Ordering::Release);
+    }
+}
+
+const MEMBARRIER_CMD_PRIVATE_EXPEDITED: libc::c_int = 1 << 3;
+const MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED: libc::c_int = 1 << 4;
+
+fn membarrier_call(command: libc::c_int) -> bool {
+    // SAFETY: membarrier(2) takes plain integers and touches no memory of ours.
+    unsafe { libc::syscall(libc::SYS_membarrier, command, 0, 0) == 0 }
+}
+
+/// Registers this process once; whether membarrier can be used.
+///
+/// A process of one thread registers at once; one of many waits for a grace period of the kernel (some milliseconds),
+/// which is one reason to open ports early.
+fn membarrier_registered() -> bool {
+    static REGISTERED: OnceLock<bool> = OnceLock::new();
+    *REGISTERED.get_or_init(|| membarrier_call(MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED))
+}
+
+fn membarrier() {
+    // A process that is registered is not refused (membarrier(2), ERRORS), but for a seccomp filter put on since.
+    // Then nothing else gives the barrier, and going on would be unsound.
+    if !membarrier_call(MEMBARRIER_CMD_PRIVATE_EXPEDITED) {
+        tracing::error!("membarrier(2) worked when the port was opened and is refused now: a seccomp filter must allow it");
+        std::process::abort();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn exclusive(fenced: bool) {
+        let (mut data, mut control) = pair_with((0u64, 0u64), fenced);
+        let stop = Arc::new(AtomicBool::new(false));
+        let thread = std::thread::spawn({
+            let stop = Arc::clone(&stop);
+            move || {
+                let mut entered = 0u64;
+                while !stop.load(Ordering::Relaxed) {
+                    if let Some(mut value) = data.enter() {
+                        // Two plain writes: torn between the sides if they ever overlap.
+                        value.0 += 1;
+                        value.1 += 1;
+                        entered += 1;
+                    }
+                }
+                entered
+            }
+        });
+        let mut closed = 0u64;
+        control.open();
+        while closed < 2_000 {
+            let value = control.close();
+            assert_eq!(value.0, value.1);
+            value.0 += 1;
+            assert_eq!(value.0, value.1 + 1, "the data side was inside a closed gate");
+            value.1 += 1;
+            control.open();
+            closed += 1;
+            if closed % 16 == 0 {
+                std::thread::sleep(Duration::from_micros(20));
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+        let entered = thread.join().unwrap();
+        let value = control.close();
+        assert_eq!(value.0, closed + entered);
+        assert!(entered > 0, "the data side never got in");
+    }
+
+    #[test]
+    fn one_side_at_a_time_with_membarrier() {
+        if !membarrier_registered() {
+            eprintln!("SKIPPED one_side_at_a_time_with_membarrier: the kernel refuses membarrier(2)");
+            return;
+        }
+        exclusive(false);
+    }
+
+    #[test]
+    fn one_side_at_a_time_with_a_fence() {
+        exclusive(true);
+    }
+
+    #[test]
+    fn starts_closed_and_stays_closed_without_control() {
+        let (mut data, mut control) = pair(1u8);
+        assert!(data.enter().is_none());
+        control.open();
+        assert_eq!(data.enter().map(|v| *v), Some(1));
+        drop(control);
+        assert!(data.enter().is_none());
+    }
+}

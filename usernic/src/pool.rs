@@ -1,0 +1,432 @@
+//! Packet buffers of a port, and what is private about each.
+//!
+//! `hugemem::Pool` names buffers by number and keeps the free ones. Here each number gets a line of private memory, its
+//! [`Meta`]: where its bytes are, how long the frame is. A [`Packet`](crate::Packet) is a pointer to that line, and so
+//! is the cookie that a ring carries.
+//!
+//! A pool outlives its port while packets of it are about. Nothing is counted packet by packet for that: buffers leave
+//! and come home in bulk, and the bulks are counted.
+
+use std::cell::{RefCell, UnsafeCell};
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
+
+use hugemem::{Segment, Slab};
+
+/// Bytes before a fresh packet's first byte: room for the virtio-net header and for what an application prepends.
+pub(crate) const HEADROOM: u16 = 128;
+
+/// Of the headroom, what is never given to the application: the largest virtio-net header (20 bytes), to the next
+/// multiple of 4.
+pub(crate) const RESERVED: u16 = 20;
+
+/// Buffers that move between a cache and the pool at a time.
+pub(crate) const BULK: usize = 32;
+
+/// One buffer's private line.
+#[repr(C, align(64))]
+pub(crate) struct Meta {
+    /// The buffer's first byte.
+    pub(crate) base: *mut u8,
+    /// The same, as the other side names it.
+    pub(crate) address: u64,
+    pool: *const Inner,
+    /// The next segment of the same packet.
+    pub(crate) next: Option<NonNull<Meta>>,
+    id: u32,
+    /// Bytes of the packet in this segment.
+    pub(crate) len: u32,
+    /// Where they begin, from `base`.
+    pub(crate) offset: u16,
+    /// If it equals `offset`, the virtio-net header before it was zeroed by us and nothing has been put there since.
+    pub(crate) zeroed_at: u16,
+}
+
+const _: () = assert!(size_of::<Meta>() == 64);
+
+impl Meta {
+    /// Makes the buffer an empty packet of its own.
+    #[inline(always)]
+    pub(crate) fn reset(&mut self) {
+        self.offset = HEADROOM;
+        self.len = 0;
+        self.next = None;
+    }
+
+    #[inline(always)]
+    pub(crate) fn data(&self) -> *mut u8 {
+        // SAFETY: offset is within the buffer (kept so by every method that moves it).
+        unsafe { self.base.add(usize::from(self.offset)) }
+    }
+}
+
+struct Inner {
+    pool: hugemem::Pool,
+    meta: Box<[Slot]>,
+    /// Buffers that are not in `pool`, and one for the owner.
+    refs: AtomicUsize,
+    /// The owner is gone: buffers go home at once.
+    closed: AtomicBool,
+    /// Bytes of a buffer after the headroom.
+    room: u32,
+    /// Nobody else can reach the bytes.
+    private: bool,
+    /// Keeps the bytes mapped.
+    segment: Arc<Segment>,
+}
+
+/// A [`Meta`] that only its buffer's owner touches.
+#[repr(transparent)]
+struct Slot(UnsafeCell<Meta>);
+
+// SAFETY: a Meta is reached through the one owner of its buffer: a Packet, a ring's cookie, or a cache. Ownership moves
+// between threads by the pool's stack (Release/Acquire), by Packet's Send, or by the gate.
+unsafe impl Sync for Slot {}
+// SAFETY: as above; the pointers inside are to memory that `Inner` keeps alive.
+unsafe impl Send for Slot {}
+
+/// The owner's handle. Dropping it lets the memory go as soon as the last buffer is home.
+pub(crate) struct Pool(NonNull<Inner>);
+
+// SAFETY: Inner is Sync: its parts are atomics, a Sync pool, and Metas that follow ownership.
+unsafe impl Send for Pool {}
+// SAFETY: as above.
+unsafe impl Sync for Pool {}
+
+/// A thread's or queue's own stack of free buffers.
+pub(crate) struct Cache {
+    pool: Arc<Pool>,
+    ids: Vec<u32>,
+}
+
+const CACHE: usize = 512;
+
+impl Pool {
+    /// Builds a pool of `count` buffers with `room` bytes after the headroom, on `segment` from `offset`.
+    ///
+    /// The buffers' addresses for the other side are their addresses here plus `bias`.
+    pub(crate) fn new(
+        segment: Arc<Segment>,
+        offset: usize,
+        count: u32,
+        room: u32,
+        bias: u64,
+        private: bool,
+    ) -> Result<Arc<Self>, hugemem::Error> {
+        let stride = Self::stride(room);
+        assert!(offset + stride * count as usize <= segment.len(), "the caller sized the segment");
+        // SAFETY: in bounds, as just asserted.
+        let base = unsafe { segment.base().add(offset) };
+        let slab = Slab { base, buffer_size: stride as u32, count, headroom: u32::from(HEADROOM) };
+        // SAFETY: the slab's bytes are inside the segment, which Inner keeps mapped, and are used through this pool
+        // alone.
+        let pool = unsafe { hugemem::Pool::new(slab) }?;
+        let inner = Box::new(Inner {
+            pool,
+            meta: Box::default(),
+            refs: AtomicUsize::new(1),
+            closed: AtomicBool::new(false),
+            room,
+            private,
+            segment,
+        });
+        let inner = NonNull::from(Box::leak(inner));
+        let meta = (0..count)
+            .map(|id| {
+                // SAFETY: id < count, so the buffer is inside the slab.
+                let base = unsafe { base.as_ptr().add(id as usize * stride) };
+                Slot(UnsafeCell::new(Meta {
+                    base,
+                    address: (base as u64).wrapping_add(bias),
+                    pool: inner.as_ptr(),
+                    next: None,
+                    id,
+                    len: 0,
+                    offset: HEADROOM,
+                    zeroed_at: 0,
+                }))
+            })
+            .collect();
+        // SAFETY: just made, nobody else has it.
+        unsafe { (*inner.as_ptr()).meta = meta };
+        Ok(Arc::new(Pool(inner)))
+    }
+
+    /// Bytes from one buffer to the next: headroom and room, in lines; an odd number of lines, so that the buffers of
+    /// a burst spread over all sets of a cache.
+    pub(crate) fn stride(room: u32) -> usize {
+        let lines = (usize::from(HEADROOM) + room as usize).div_ceil(64);
+        (lines | 1) * 64
+    }
+
+    #[inline]
+    fn inner(&self) -> &Inner {
+        // SAFETY: the owner's reference keeps Inner alive while self lives.
+        unsafe { self.0.as_ref() }
+    }
+
+    /// Buffers that are in the shared part now.
+    pub(crate) fn available(&self) -> usize {
+        self.inner().pool.available() as usize
+    }
+
+    /// All buffers.
+    pub(crate) fn capacity(&self) -> usize {
+        self.inner().meta.len()
+    }
+
+    /// Bytes of a frame that one buffer holds.
+    pub(crate) fn room(&self) -> u32 {
+        self.inner().room
+    }
+
+    /// The segment that the buffers are in.
+    pub(crate) fn segment(&self) -> &Arc<Segment> {
+        &self.inner().segment
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.inner().closed.store(true, Ordering::Relaxed);
+        flush_this_thread();
+        // SAFETY: the owner's reference, given up here, once.
+        unsafe { release(self.0, 1) };
+    }
+}
+
+/// Gives up `n` references.
+///
+/// # Safety
+/// The caller owns `n` references to `inner`, and uses it no more.
+unsafe fn release(inner: NonNull<Inner>, n: usize) {
+    // SAFETY: alive by the references that are given up here.
+    let before = unsafe { inner.as_ref() }.refs.fetch_sub(n, Ordering::Release);
+    if before == n {
+        fence(Ordering::Acquire);
+        // SAFETY: the last reference: every buffer is home, the owner is gone. It came from Box::leak.
+        drop(unsafe { Box::from_raw(inner.as_ptr()) });
+    }
+}
+
+impl Inner {
+    fn take(&self, out: &mut [u32]) -> usize {
+        let n = self.pool.get_bulk(out);
+        self.refs.fetch_add(n, Ordering::Relaxed);
+        n
+    }
+
+    /// # Safety
+    /// The caller owns the buffers `ids` of `inner` and gives them up.
+    unsafe fn give(inner: NonNull<Inner>, ids: &[u32]) {
+        // SAFETY: alive: each of the caller's buffers is a reference. The buffers are the caller's, each once.
+        unsafe { inner.as_ref().pool.put_bulk_unchecked(ids) };
+        // SAFETY: the references of these buffers.
+        unsafe { release(inner, ids.len()) };
+    }
+
+    #[inline(always)]
+    fn meta(&self, id: u32) -> NonNull<Meta> {
+        debug_assert!((id as usize) < self.meta.len());
+        // SAFETY: ids come from the pool, which has as many buffers as there are Metas. A cell's pointer is not null.
+        unsafe { NonNull::new_unchecked(self.meta.as_ptr().add(id as usize).cast_mut().cast()) }
+    }
+}
+
+impl Cache {
+    pub(crate) fn new(pool: Arc<Pool>) -> Self {
+        Cache { pool, ids: Vec::with_capacity(CACHE) }
+    }
+
+    pub(crate) fn pool(&self) -> &Arc<Pool> {
+        &self.pool
+    }
+
+    /// Makes `n` buffers ready, if there are so many; how many are.
+    #[inline(always)]
+    pub(crate) fn reserve(&mut self, n: usize) -> usize {
+        if self.ids.len() < n { self.refill(n) } else { self.ids.len() }
+    }
+
+    #[inline(never)]
+    fn refill(&mut self, n: usize) -> usize {
+        let have = self.ids.len();
+        let want = (n - have).next_multiple_of(BULK).min(CACHE - have);
+        self.ids.resize(have + want, 0);
+        let got = self.pool.inner().take(&mut self.ids[have..]);
+        self.ids.truncate(have + got);
+        if self.ids.len() < n {
+            // This thread's magazine may hold the rest.
+            flush_this_thread();
+            let have = self.ids.len();
+            self.ids.resize((have + BULK).min(CACHE), 0);
+            let got = self.pool.inner().take(&mut self.ids[have..]);
+            self.ids.truncate(have + got);
+        }
+        self.ids.len()
+    }
+
+    /// Takes a buffer that was made ready, reset.
+    #[inline(always)]
+    pub(crate) fn pop(&mut self) -> Option<NonNull<Meta>> {
+        let id = self.ids.pop()?;
+        let mut meta = self.pool.inner().meta(id);
+        // SAFETY: the buffer is ours: it came from the cache, which owned it.
+        unsafe { meta.as_mut() }.reset();
+        Some(meta)
+    }
+
+    /// Takes back a buffer, with all segments behind it.
+    ///
+    /// # Safety
+    /// The caller owns the buffers and gives them up.
+    #[inline(always)]
+    pub(crate) unsafe fn put(&mut self, meta: NonNull<Meta>) {
+        // SAFETY: the caller owns it.
+        let m = unsafe { meta.as_ref() };
+        if m.next.is_none() && m.pool == self.pool.0.as_ptr() && self.ids.len() < CACHE {
+            self.ids.push(m.id);
+        } else {
+            // SAFETY: handed on.
+            unsafe { self.put_slow(meta) };
+        }
+    }
+
+    #[inline(never)]
+    unsafe fn put_slow(&mut self, meta: NonNull<Meta>) {
+        let mut next = Some(meta);
+        while let Some(mut meta) = next {
+            // SAFETY: the caller owns the chain.
+            let m = unsafe { meta.as_mut() };
+            next = m.next.take();
+            if m.pool != self.pool.0.as_ptr() {
+                // SAFETY: owned, and now a chain of one.
+                unsafe { free(meta) };
+                continue;
+            }
+            if self.ids.len() == CACHE {
+                self.flush(CACHE / 2);
+            }
+            self.ids.push(m.id);
+        }
+    }
+
+    /// Sends all but the `keep` buffers used last to the pool.
+    pub(crate) fn flush(&mut self, keep: usize) {
+        let n = self.ids.len().saturating_sub(keep);
+        if n > 0 {
+            // SAFETY: the cache owned these buffers; they are removed from it right below.
+            unsafe { Inner::give(self.pool.0, &self.ids[..n]) };
+            self.ids.drain(..n);
+        }
+    }
+}
+
+impl Drop for Cache {
+    fn drop(&mut self) {
+        self.flush(0);
+    }
+}
+
+/// Freed packets of one pool, on their way home: what `Packet::drop` fills, a thread at a time.
+struct Magazine {
+    inner: Option<NonNull<Inner>>,
+    ids: Vec<u32>,
+}
+
+const MAGAZINE: usize = 2 * BULK;
+
+impl Magazine {
+    fn flush(&mut self) {
+        if let Some(inner) = self.inner
+            && !self.ids.is_empty()
+        {
+            // SAFETY: the magazine owned these buffers, and is emptied right below.
+            unsafe { Inner::give(inner, &self.ids) };
+            self.ids.clear();
+        }
+        self.inner = None;
+    }
+}
+
+impl Drop for Magazine {
+    fn drop(&mut self) {
+        self.flush();
+    }
+}
+
+thread_local! {
+    static MAGAZINE_OF_THREAD: RefCell<Magazine> = const { RefCell::new(Magazine { inner: None, ids: Vec::new() }) };
+}
+
+pub(crate) fn flush_this_thread() {
+    // At thread exit the magazine may be gone already, and is then flushed.
+    let _ = MAGAZINE_OF_THREAD.try_with(|m| m.borrow_mut().flush());
+}
+
+/// Frees a packet: all segments of it.
+///
+/// # Safety
+/// The caller owns the buffers and gives them up.
+#[inline]
+pub(crate) unsafe fn free(meta: NonNull<Meta>) {
+    let mut next = Some(meta);
+    while let Some(mut meta) = next {
+        // SAFETY: the caller owns the chain.
+        let m = unsafe { meta.as_mut() };
+        next = m.next.take();
+        // SAFETY: a buffer's pool is alive while the buffer is out.
+        let inner = unsafe { NonNull::new_unchecked(m.pool.cast_mut()) };
+        let id = m.id;
+        let kept = MAGAZINE_OF_THREAD.try_with(|magazine| {
+            let mut magazine = magazine.borrow_mut();
+            if magazine.inner != Some(inner) {
+                magazine.flush();
+                magazine.ids.reserve(MAGAZINE);
+                magazine.inner = Some(inner);
+            }
+            magazine.ids.push(id);
+            // SAFETY: alive: this very buffer is a reference.
+            if magazine.ids.len() == MAGAZINE || unsafe { inner.as_ref() }.closed.load(Ordering::Relaxed) {
+                magazine.flush();
+            }
+        });
+        if kept.is_err() {
+            // The thread is ending and its magazine is gone.
+            // SAFETY: owned, given up here.
+            unsafe { Inner::give(inner, &[id]) };
+        }
+    }
+}
+
+/// Takes one buffer from the pool that `like` is of: for packets that grow.
+///
+/// # Safety
+/// The caller owns `like`.
+pub(crate) unsafe fn sibling(like: NonNull<Meta>) -> Option<NonNull<Meta>> {
+    // SAFETY: the pool is alive while one of its buffers is out.
+    let inner = unsafe { &*like.as_ref().pool };
+    let mut id = [0u32];
+    if inner.take(&mut id) == 0 {
+        flush_this_thread();
+        if inner.take(&mut id) == 0 {
+            return None;
+        }
+    }
+    let mut meta = inner.meta(id[0]);
+    // SAFETY: just taken.
+    unsafe { meta.as_mut() }.reset();
+    Some(meta)
+}
+
+/// Bytes after the headroom, of the buffer's pool; and whether nobody else can reach them.
+///
+/// # Safety
+/// The caller owns the buffer.
+#[inline]
+pub(crate) unsafe fn room_of(meta: &Meta) -> (u32, bool) {
+    // SAFETY: the pool is alive while one of its buffers is out.
+    let inner = unsafe { &*meta.pool };
+    (inner.room, inner.private)
+}

@@ -1,0 +1,303 @@
+//! Ports: what a spec opens.
+//!
+//! A port has a control thread, which sleeps on the vhost-user socket: it notices that the other side is gone, stops the
+//! queues (see the gate), and makes the connection anew. Queues are taken off the port's shelf and driven by the
+//! application's threads. Nothing sets or narrows anybody's CPU affinity.
+
+mod back;
+mod front;
+mod plan;
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use rustix::event::{EventfdFlags, epoll, eventfd};
+
+use crate::error::{Error, Tried};
+use crate::memory::MemorySource;
+use crate::queue::{Parts, Queue};
+use crate::spec::{Kind, PortSpec};
+use crate::stats::{Counters, Stats};
+
+/// A network port that this process drives itself.
+///
+/// ```no_run
+/// let port = usernic::Port::open("virtio-user,path=/run/vhost.sock,queues=2")?;
+/// let mut queue = port.queue(0)?;
+/// let mut burst = usernic::Burst::new(32);
+/// loop {
+///     if queue.rx(&mut burst) == 0 {
+///         queue.wait(None)?;
+///     }
+///     queue.tx(&mut burst);
+/// #   break;
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// Dropping it stops the rings and closes the socket. Queues and packets that are still held stay valid: queues move
+/// nothing any more, and the memory goes when the last packet does.
+pub struct Port {
+    inner: Arc<Inner>,
+    control: Option<JoinHandle<()>>,
+    memory: String,
+    memory_bytes: usize,
+}
+
+/// What the control thread and the port's handle share.
+pub(crate) struct Inner {
+    pub(crate) spec: PortSpec,
+    pub(crate) mac: [u8; 6],
+    pub(crate) counters: Vec<Arc<Counters>>,
+    shelf: Arc<Shelf>,
+    /// Wakes the control thread.
+    wake: OwnedFd,
+    stop: AtomicBool,
+    up: AtomicBool,
+    queues_up: AtomicU64,
+    features: AtomicU64,
+    mtu: AtomicU64,
+    changed: (Mutex<u64>, Condvar),
+    /// One for every queue, a member of its epoll instance: written when the link changes.
+    link_events: Vec<OwnedFd>,
+}
+
+/// Queues that nobody has taken.
+pub(crate) struct Shelf(Mutex<Vec<Option<Parts>>>);
+
+/// The state of a port's link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Link {
+    /// The other side is there and the rings are running.
+    pub up: bool,
+    /// Queue pairs that are running.
+    pub queues: u16,
+    /// Link speed in Mb/s, 0 if unknown.
+    pub speed: u32,
+    /// The virtio features that were negotiated.
+    pub features: u64,
+}
+
+impl Port {
+    /// Opens a port from a spec (see [`spec`](crate::spec) for the keys).
+    ///
+    /// A front-end connects, negotiates and starts its rings before this returns; with `server=1`, and for `vhost`
+    /// ports, the socket is listening when this returns, and the link comes up when somebody connects
+    /// ([`wait_link`](Port::wait_link)).
+    ///
+    /// # Errors
+    /// See [`Error`]. Nothing is left half set up.
+    pub fn open(spec: &str) -> Result<Self, Error> {
+        Self::open_spec(spec.parse()?)
+    }
+
+    /// Opens a port from a parsed spec.
+    ///
+    /// # Errors
+    /// See [`Error`]. Nothing is left half set up.
+    pub fn open_spec(spec: PortSpec) -> Result<Self, Error> {
+        let mut memory = crate::memory::Automatic::from_spec(&spec);
+        Self::open_with(spec, &mut memory)
+    }
+
+    /// Opens a port whose segment comes from `memory`.
+    ///
+    /// # Errors
+    /// See [`Error`]. Nothing is left half set up.
+    pub fn open_with(spec: PortSpec, memory: &mut dyn MemorySource) -> Result<Self, Error> {
+        match spec.kind {
+            Kind::VirtioUser => front::open(spec, memory),
+            Kind::Vhost => back::open(spec),
+        }
+    }
+
+    /// Takes a queue pair. It is back on the shelf when the handle is dropped.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchQueue`], [`Error::QueueTaken`].
+    pub fn queue(&self, index: u16) -> Result<Queue, Error> {
+        let mut shelf = lock(&self.inner.shelf.0);
+        let count = shelf.len() as u16;
+        let place = shelf.get_mut(usize::from(index)).ok_or(Error::NoSuchQueue { index, count })?;
+        let parts = place.take().ok_or(Error::QueueTaken { index })?;
+        Ok(Queue::new(parts, Arc::downgrade(&self.inner.shelf)))
+    }
+
+    /// Queue pairs of the port, running or not.
+    pub fn queue_count(&self) -> u16 {
+        self.inner.counters.len() as u16
+    }
+
+    /// The link.
+    pub fn link(&self) -> Link {
+        self.inner.link()
+    }
+
+    /// Waits until the link is up (or `timeout` is over); whether it is.
+    pub fn wait_link(&self, timeout: Duration) -> bool {
+        let deadline = Instant::now() + timeout;
+        let (state, condition) = &self.inner.changed;
+        let mut guard = lock(state);
+        while !self.link().up {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            guard = condition.wait_timeout(guard, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        true
+    }
+
+    /// The port's address.
+    pub fn mac(&self) -> [u8; 6] {
+        self.inner.mac
+    }
+
+    /// The largest packet, in bytes, without its Ethernet header.
+    pub fn mtu(&self) -> u16 {
+        self.inner.mtu.load(Ordering::Relaxed) as u16
+    }
+
+    /// The spec that the port was opened with.
+    pub fn spec(&self) -> &PortSpec {
+        &self.inner.spec
+    }
+
+    /// What the port has done: the sum over its queues.
+    pub fn stats(&self) -> Stats {
+        let mut sum = Stats::default();
+        for counters in &self.inner.counters {
+            sum += counters.snapshot();
+        }
+        sum
+    }
+
+    /// What a queue has done, if there is such a queue.
+    pub fn queue_stats(&self, index: u16) -> Option<Stats> {
+        self.inner.counters.get(usize::from(index)).map(|c| c.snapshot())
+    }
+
+    /// Where the port's segment comes from, in words: kind, page size, path, and why it is no better.
+    pub fn memory(&self) -> &str {
+        &self.memory
+    }
+
+    /// Bytes of the port's segment.
+    pub fn memory_bytes(&self) -> usize {
+        self.memory_bytes
+    }
+}
+
+impl Drop for Port {
+    fn drop(&mut self) {
+        self.inner.stop.store(true, Ordering::Release);
+        self.inner.wake();
+        if let Some(control) = self.control.take() {
+            // It ends within the time limit of a message.
+            let _ = control.join();
+        }
+        // Queues on the shelf hold buffers.
+        lock(&self.inner.shelf.0).clear();
+    }
+}
+
+impl Inner {
+    pub(crate) fn new(spec: PortSpec, queues: u16) -> Result<Self, Error> {
+        let mac = spec.mac.unwrap_or_else(random_mac);
+        let flags = EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC;
+        let link_events = (0..queues).map(|_| eventfd(0, flags)).collect::<Result<_, _>>().tried("eventfd(2)")?;
+        Ok(Inner {
+            mac,
+            counters: (0..queues).map(|_| Arc::default()).collect(),
+            shelf: Arc::new(Shelf(Mutex::new((0..queues).map(|_| None).collect()))),
+            wake: eventfd(0, flags).tried("eventfd(2)")?,
+            stop: AtomicBool::new(false),
+            up: AtomicBool::new(false),
+            queues_up: AtomicU64::new(0),
+            features: AtomicU64::new(0),
+            mtu: AtomicU64::new(spec.mtu.into()),
+            changed: (Mutex::new(0), Condvar::new()),
+            link_events,
+            spec,
+        })
+    }
+
+    pub(crate) fn link(&self) -> Link {
+        let up = self.up.load(Ordering::Acquire);
+        Link {
+            up,
+            queues: if up { self.queues_up.load(Ordering::Relaxed) as u16 } else { 0 },
+            speed: self.spec.speed,
+            features: self.features.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Says that the link is up with `queues` pairs, or down (0), and wakes who waits for that.
+    pub(crate) fn set_link(&self, queues: u16, features: u64) {
+        self.queues_up.store(queues.into(), Ordering::Relaxed);
+        self.features.store(features, Ordering::Relaxed);
+        self.up.store(queues > 0, Ordering::Release);
+        *lock(&self.changed.0) += 1;
+        self.changed.1.notify_all();
+        for event in &self.link_events {
+            let _ = rustix::io::write(event, &1u64.to_ne_bytes());
+        }
+    }
+
+    pub(crate) fn set_mtu(&self, mtu: u16) {
+        self.mtu.store(mtu.into(), Ordering::Relaxed);
+    }
+
+    pub(crate) fn stopped(&self) -> bool {
+        self.stop.load(Ordering::Acquire)
+    }
+
+    fn wake(&self) {
+        let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
+    }
+
+    pub(crate) fn wake_fd(&self) -> &OwnedFd {
+        &self.wake
+    }
+
+    /// The epoll instance of queue `index`, with the link's event in it.
+    pub(crate) fn epoll_of(&self, index: usize) -> Result<OwnedFd, Error> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).tried("epoll_create1(2)")?;
+        watch(&epoll, &self.link_events[index])?;
+        Ok(epoll)
+    }
+
+    pub(crate) fn put_on_shelf(&self, parts: Parts) {
+        self.shelf.put_back(parts);
+    }
+}
+
+/// Adds `fd` to an epoll instance, edge-triggered: nobody has to read it.
+pub(crate) fn watch(epoll_fd: &OwnedFd, fd: &impl AsFd) -> Result<(), Error> {
+    let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
+    epoll::add(epoll_fd, fd, epoll::EventData::new_u64(0), flags).tried("epoll_ctl(2)")
+}
+
+impl Shelf {
+    pub(crate) fn put_back(&self, parts: Parts) {
+        let mut shelf = lock(&self.0);
+        let index = usize::from(parts.index);
+        if let Some(place) = shelf.get_mut(index) {
+            *place = Some(parts);
+        }
+    }
+}
+
+/// A poisoned lock guards nothing that a panic could have left half done here.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A random unicast address, locally administered.
+fn random_mac() -> [u8; 6] {
+    let [a, b, c, d, e, f, ..] = crate::random_u64().to_ne_bytes();
+    [a & 0xFC | 0x02, b, c, d, e, f]
+}

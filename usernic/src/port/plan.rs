@@ -1,0 +1,77 @@
+//! What a front-end's segment holds: the rings first, then the packet buffers.
+
+use virtio_ring::split::Layout;
+
+use crate::error::Error;
+use crate::pool::{BULK, Pool};
+use crate::spec::PortSpec;
+
+/// Where everything is in the segment.
+#[derive(Debug)]
+pub(super) struct Plan {
+    /// Of each ring.
+    pub(super) layout: Layout,
+    /// Rings of the port: two a pair.
+    pub(super) rings: usize,
+    /// Where the buffers begin.
+    pub(super) buffers_at: usize,
+    /// Bytes to ask for.
+    pub(super) len: usize,
+    stride: usize,
+    fixed: Option<u32>,
+}
+
+/// Buffers that a pair of rings of `size` needs: both rings full, a burst in hand, and what lies in caches.
+fn buffers_of_pair(size: u16) -> usize {
+    2 * usize::from(size) + 6 * BULK
+}
+
+impl Plan {
+    pub(super) fn new(spec: &PortSpec) -> Result<Self, Error> {
+        let layout = Layout::new(spec.queue_size).map_err(|source| Error::Ring { index: 0, source })?;
+        let rings = 2 * usize::from(spec.queues);
+        let stride = Pool::stride(spec.buffer_size);
+        let buffers_at = (rings * layout.len).next_multiple_of(stride.next_power_of_two().min(4096));
+        let need = usize::from(spec.queues) * buffers_of_pair(spec.queue_size);
+        let count = spec.buffers.map_or(need, |n| n as usize);
+        let len = match spec.mem {
+            None => buffers_at + count * stride,
+            Some(mem) => {
+                // With less than this the port would stand still, waiting for itself.
+                let least = spec.buffers.map_or(usize::from(spec.queues) * (usize::from(spec.queue_size) + 2 * BULK), |n| n as usize);
+                let needed = buffers_at + least * stride;
+                if mem < needed {
+                    return Err(Error::TooSmall { given: mem, rings: buffers_at, buffers: least, stride, needed });
+                }
+                mem
+            }
+        };
+        Ok(Plan { layout, rings, buffers_at, len, stride, fixed: spec.buffers })
+    }
+
+    /// Buffers that a segment of `len` bytes has room for.
+    pub(super) fn buffers(&self, len: usize) -> u32 {
+        let room = (len - self.buffers_at) / self.stride;
+        self.fixed.unwrap_or(u32::try_from(room).unwrap_or(u32::MAX)).min(1 << 24)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_pair_of_256_fits_a_page_of_2_mib() {
+        let plan = Plan::new(&PortSpec::virtio_user("/s")).unwrap();
+        assert!(plan.len <= 2 << 20, "{}", plan.len);
+        assert!(plan.buffers(2 << 20) >= 2 * 256 + 192);
+        assert!(plan.buffers_at + plan.buffers(2 << 20) as usize * plan.stride <= 2 << 20);
+    }
+
+    #[test]
+    fn too_little_memory_is_refused_with_the_sum() {
+        let spec = "virtio-user,path=/s,queue_size=1024,mem=1M".parse().unwrap();
+        let error = Plan::new(&spec).unwrap_err().to_string();
+        assert!(error.contains("1088 buffers"), "{error}");
+    }
+}

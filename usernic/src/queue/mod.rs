@@ -1,0 +1,241 @@
+//! Queues: what one thread drives.
+
+mod back;
+mod front;
+mod raw;
+#[cfg(test)]
+mod tests;
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, epoll};
+
+pub(crate) use back::BackPair;
+pub(crate) use front::Pair as FrontPair;
+pub use raw::{Buffer, MAX_SEGMENTS, RawQueue, RawRing, TooManySegments};
+pub(crate) use raw::NET_HEADER;
+
+use crate::gate::DataSide;
+use crate::packet::{Burst, Packet};
+use crate::pool::{self, Cache};
+use crate::port::Shelf;
+use crate::stats::{Counters, Stats};
+
+/// A queue pair of a port, driven by the thread that holds it. Taken by [`Port::queue`](crate::Port::queue); dropping it
+/// puts it back there.
+///
+/// Receiving and sending never block, never allocate and never call the system, but for a kick that the other side asked
+/// for. While the port's link is down both do nothing.
+pub struct Queue {
+    parts: Option<Parts>,
+    shelf: Weak<Shelf>,
+}
+
+/// What a queue is, while it is taken or on its port's shelf.
+pub(crate) struct Parts {
+    pub(crate) index: u16,
+    pub(crate) side: Side,
+    pub(crate) cache: Cache,
+    pub(crate) counters: Arc<Counters>,
+    /// Becomes readable when the other side notifies, or when the link changes.
+    pub(crate) epoll: Arc<OwnedFd>,
+}
+
+/// Which rings: chosen once a burst.
+pub(crate) enum Side {
+    Front(DataSide<FrontPair>),
+    Back(DataSide<BackPair>),
+}
+
+impl Queue {
+    pub(crate) fn new(parts: Parts, shelf: Weak<Shelf>) -> Self {
+        Queue { parts: Some(parts), shelf }
+    }
+
+    #[inline(always)]
+    fn parts(&mut self) -> &mut Parts {
+        // SAFETY: `parts` is Some from `new` until `drop`.
+        unsafe { self.parts.as_mut().unwrap_unchecked() }
+    }
+
+    fn parts_ref(&self) -> &Parts {
+        // SAFETY: `parts` is Some from `new` until `drop`.
+        unsafe { self.parts.as_ref().unwrap_unchecked() }
+    }
+
+    /// The queue pair's number, from 0.
+    pub fn index(&self) -> u16 {
+        self.parts_ref().index
+    }
+
+    /// Appends frames that have come to `burst`, up to its capacity; how many.
+    #[inline]
+    pub fn rx(&mut self, burst: &mut Burst) -> usize {
+        let Parts { side, cache, counters, .. } = self.parts();
+        match side {
+            Side::Front(gate) => gate.enter().map_or(0, |mut pair| pair.rx(cache, burst, counters)),
+            Side::Back(gate) => gate.enter().map_or(0, |mut pair| pair.rx(cache, burst, counters)),
+        }
+    }
+
+    /// Sends the frames of `burst`, from the front; how many. They leave the burst; what there was no room for stays.
+    ///
+    /// A frame that the other side can never take (longer than its buffers, of too many segments) leaves the burst too,
+    /// and is counted in [`Stats::tx_errors`].
+    #[inline]
+    pub fn tx(&mut self, burst: &mut Burst) -> usize {
+        if burst.is_empty() {
+            return 0;
+        }
+        let Parts { side, cache, counters, .. } = self.parts();
+        match side {
+            Side::Front(gate) => gate.enter().map_or(0, |mut pair| pair.tx(cache, burst, counters)),
+            Side::Back(gate) => gate.enter().map_or(0, |mut pair| pair.tx(cache, burst, counters)),
+        }
+    }
+
+    /// Appends `count` fresh, empty packets to `burst`, as far as it has room and the port has buffers; how many.
+    #[inline]
+    pub fn alloc(&mut self, burst: &mut Burst, count: usize) -> usize {
+        let count = count.min(burst.room());
+        let parts = self.parts();
+        let mut have = parts.cache.reserve(count);
+        if have < count {
+            parts.reclaim();
+            have = parts.cache.reserve(count);
+        }
+        let count = count.min(have);
+        for _ in 0..count {
+            let Some(meta) = parts.cache.pop() else { break };
+            // SAFETY: the buffer is ours; count is at most the room.
+            unsafe { burst.push_unchecked(Packet::from_meta(meta)) };
+        }
+        count
+    }
+
+    /// A fresh, empty packet, if the port has a buffer.
+    pub fn packet(&mut self) -> Option<Packet> {
+        let parts = self.parts();
+        if parts.cache.reserve(1) == 0 {
+            parts.reclaim();
+            parts.cache.reserve(1);
+        }
+        // SAFETY: the buffer is ours.
+        parts.cache.pop().map(|meta| unsafe { Packet::from_meta(meta) })
+    }
+
+    /// Drops the packets of `burst`, to this queue's own stack of free buffers: the cheapest way.
+    #[inline]
+    pub fn free(&mut self, burst: &mut Burst) {
+        let cache = &mut self.parts().cache;
+        for packet in burst.iter() {
+            // SAFETY: forgotten right below, all of them.
+            unsafe { cache.put(packet.meta_ptr()) };
+        }
+        let n = burst.len();
+        // SAFETY: the cache owns their buffers now.
+        unsafe { burst.forget_front(n) };
+    }
+
+    /// Sleeps until frames have come, the link has changed, or `timeout` is over (`None`: no limit). `true`: frames are
+    /// there.
+    ///
+    /// # Errors
+    /// Those of epoll_wait(2), but for EINTR, which ends the wait early with `false`.
+    pub fn wait(&mut self, timeout: Option<Duration>) -> std::io::Result<bool> {
+        if self.arm() {
+            self.disarm();
+            return Ok(true);
+        }
+        let deadline = timeout.and_then(|t| Instant::now().checked_add(t));
+        let woken = poll_readable(self.as_fd(), deadline);
+        let there = self.disarm();
+        woken.map(|_| there)
+    }
+
+    /// Asks the other side to notify at the next frame, for a wait on [`as_fd`](AsFd::as_fd). `true`: frames are there
+    /// already, do not sleep. Undone by [`disarm`](Queue::disarm).
+    pub fn arm(&mut self) -> bool {
+        let Parts { side, cache, counters, .. } = self.parts();
+        match side {
+            Side::Front(gate) => gate.enter().is_some_and(|mut pair| pair.arm(cache, counters)),
+            Side::Back(gate) => gate.enter().is_some_and(|mut pair| pair.arm()),
+        }
+    }
+
+    /// Asks for no more notifications, and takes those that came. `true`: frames are there.
+    pub fn disarm(&mut self) -> bool {
+        let parts = self.parts();
+        drain(&parts.epoll);
+        let Parts { side, counters, .. } = parts;
+        match side {
+            Side::Front(gate) => gate.enter().is_some_and(|mut pair| {
+                pair.publish_counts(counters);
+                pair.disarm()
+            }),
+            Side::Back(gate) => gate.enter().is_some_and(|mut pair| {
+                pair.publish_counts(counters);
+                pair.disarm()
+            }),
+        }
+    }
+
+    /// What this queue has done.
+    pub fn stats(&self) -> Stats {
+        self.parts_ref().counters.snapshot()
+    }
+}
+
+impl Parts {
+    /// Gets buffers back from wherever they can be had.
+    #[cold]
+    #[inline(never)]
+    fn reclaim(&mut self) {
+        pool::flush_this_thread();
+        if let Side::Front(gate) = &mut self.side
+            && let Some(mut pair) = gate.enter()
+        {
+            pair.reclaim(&mut self.cache);
+        }
+    }
+}
+
+impl AsFd for Queue {
+    /// Readable when the other side has notified since [`arm`](Queue::arm), or when the link has changed. Do not read
+    /// it: [`disarm`](Queue::disarm) does.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.parts_ref().epoll.as_fd()
+    }
+}
+
+impl Drop for Queue {
+    fn drop(&mut self) {
+        if let Some(mut parts) = self.parts.take() {
+            parts.cache.flush(0);
+            if let Some(shelf) = self.shelf.upgrade() {
+                shelf.put_back(parts);
+            }
+        }
+    }
+}
+
+/// Waits until `fd` is readable or the deadline has come; whether it is. An interruption counts as the deadline.
+pub(crate) fn poll_readable(fd: BorrowedFd<'_>, deadline: Option<Instant>) -> std::io::Result<bool> {
+    let timeout = deadline.map(|d| d.saturating_duration_since(Instant::now()));
+    let timeout = timeout.and_then(|t| rustix::event::Timespec::try_from(t).ok());
+    let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
+    match rustix::event::poll(&mut fds, timeout.as_ref()) {
+        Ok(n) => Ok(n > 0),
+        Err(rustix::io::Errno::INTR) => Ok(false),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Takes the events of an epoll instance: its members are edge-triggered, so that taking is all there is to do.
+fn drain(epoll_fd: &OwnedFd) {
+    let mut events = [std::mem::MaybeUninit::<epoll::Event>::uninit(); 8];
+    let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+    let _ = epoll::wait(epoll_fd, &mut events, Some(&now));
+}

@@ -1,0 +1,193 @@
+//! The lower layer: two rings of the driver side, over buffers of any kind.
+//!
+//! [`RawQueue`] knows rings, headers and notifications. It does not know who allocates: a [`Buffer`] is what it must be
+//! told of one, and a cookie is all that it keeps. [`Queue`](crate::Queue) puts [`Packet`](crate::Packet)s on it; a
+//! poll-mode driver puts its own buffers there, in memory that it registered itself.
+
+use std::os::fd::OwnedFd;
+
+use virtio_ring::split::Driver;
+use virtio_ring::{Anomalies, Direction, Segment, Slot};
+
+/// Bytes of the virtio-net header of a VERSION_1 device without HASH_REPORT (virtio 1.3, 5.1.6).
+pub(crate) const NET_HEADER: usize = 12;
+
+/// Offset of `num_buffers` in the header.
+const NUM_BUFFERS: usize = 10;
+
+/// A buffer, as the rings see it. Static dispatch: the methods are inlined into the burst loops.
+pub trait Buffer {
+    /// The address of the frame's first byte, as the other side knows it.
+    fn address(&self) -> u64;
+
+    /// Bytes of the frame in this segment; for a buffer to receive into, bytes that it holds.
+    fn len(&self) -> u32;
+
+    /// Whether there is no byte.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Makes the `len` bytes before the frame its virtio-net header.
+    fn write_header(&mut self, len: usize);
+
+    /// The next segment of the same frame, if there is one.
+    fn next(&self) -> Option<Self>
+    where
+        Self: Sized;
+
+    /// What the ring keeps while the other side has the buffer, and gives back.
+    fn cookie(&self) -> u64;
+}
+
+/// A receive and a transmit ring, driven by one thread.
+pub struct RawQueue {
+    /// The ring that the other side fills.
+    pub rx: RawRing,
+    /// The ring that it empties.
+    pub tx: RawRing,
+}
+
+/// One ring of the driver side, with its kick.
+pub struct RawRing {
+    ring: Driver<Box<[Slot]>>,
+    kick: OwnedFd,
+    header: usize,
+    kicks: u64,
+}
+
+/// Segments of one frame that are sent at the most, the limit of what peers take.
+pub const MAX_SEGMENTS: usize = 64;
+
+impl RawRing {
+    /// A ring of the driver side over `ring`, with an eventfd to kick and `header` bytes of virtio-net header.
+    pub fn new(ring: Driver<Box<[Slot]>>, kick: OwnedFd, header: usize) -> Self {
+        RawRing { ring, kick, header, kicks: 0 }
+    }
+
+    /// Descriptors of the ring.
+    pub fn size(&self) -> usize {
+        usize::from(self.ring.size())
+    }
+
+    /// Descriptors that are free.
+    #[inline(always)]
+    pub fn free(&self) -> usize {
+        usize::from(self.ring.free())
+    }
+
+    /// Buffers that the other side has.
+    pub fn in_flight(&self) -> usize {
+        usize::from(self.ring.in_flight())
+    }
+
+    /// Posts buffers to receive into, one descriptor each, while there is room and `buffers` yields; how many.
+    ///
+    /// The other side writes the header into the `header` bytes before each buffer's address.
+    #[inline(always)]
+    pub fn post<B: Buffer>(&mut self, buffers: impl Iterator<Item = B>) -> usize {
+        let header = self.header as u32;
+        self.ring.add_each(
+            Direction::Writable,
+            buffers.map(|b| (Segment { addr: b.address() - u64::from(header), len: b.len() + header }, b.cookie())),
+        )
+    }
+
+    /// Sends frames, while there is room; how many. Stops before a frame of several segments: see
+    /// [`send_chain`](RawRing::send_chain).
+    #[inline(always)]
+    pub fn send<B: Buffer>(&mut self, buffers: impl Iterator<Item = B>) -> usize {
+        let header = self.header;
+        self.ring.add_each(
+            Direction::Readable,
+            buffers.map_while(|mut b| {
+                if b.next().is_some() {
+                    return None;
+                }
+                b.write_header(header);
+                Some((Segment { addr: b.address() - header as u64, len: b.len() + header as u32 }, b.cookie()))
+            }),
+        )
+    }
+
+    /// Sends one frame of any number of segments up to [`MAX_SEGMENTS`]; `Ok(false)` if it does not fit now.
+    ///
+    /// # Errors
+    /// [`TooManySegments`]: it never fits.
+    pub fn send_chain<B: Buffer>(&mut self, mut first: B) -> Result<bool, TooManySegments> {
+        let mut chain = [Segment { addr: 0, len: 0 }; MAX_SEGMENTS];
+        first.write_header(self.header);
+        let cookie = first.cookie();
+        let header = self.header as u32;
+        chain[0] = Segment { addr: first.address() - u64::from(header), len: first.len() + header };
+        let mut n = 1;
+        let mut next = first.next();
+        while let Some(segment) = next {
+            if n == MAX_SEGMENTS || n == usize::from(self.ring.size()) {
+                return Err(TooManySegments);
+            }
+            chain[n] = Segment { addr: segment.address(), len: segment.len() };
+            n += 1;
+            next = segment.next();
+        }
+        Ok(self.ring.add(&chain[..n], n, cookie).is_ok())
+    }
+
+    /// Makes what was posted or sent visible, at once, and kicks if the other side asked for it.
+    #[inline(always)]
+    pub fn publish(&mut self) {
+        if self.ring.publish() {
+            self.kick();
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn kick(&mut self) {
+        self.kicks += 1;
+        // The eventfd is ours and does not block; when its counter is full the other side has a kick to see anyway.
+        let _ = rustix::io::write(&self.kick, &1u64.to_ne_bytes());
+    }
+
+    /// Takes up to `max` buffers that the other side is done with: cookie, and bytes written into it, header included
+    /// (checked: never more than it holds).
+    #[inline(always)]
+    pub fn complete(&mut self, max: usize, mut each: impl FnMut(u64, u32)) -> usize {
+        self.ring.poll_each(max, |completion| each(completion.cookie, completion.len))
+    }
+
+    /// Asks for notifications, or not. `true`: there is something to complete already.
+    pub fn set_notify(&mut self, on: bool) -> bool {
+        self.ring.set_notify(on)
+    }
+
+    /// Gives back the cookie of every buffer that the other side has, and begins anew. The other side must be gone.
+    pub fn reset(&mut self, each: impl FnMut(u64)) {
+        self.ring.detach_each(each);
+    }
+
+    /// Kicks so far.
+    pub fn kicks(&self) -> u64 {
+        self.kicks
+    }
+
+    /// What the other side did wrong, so far.
+    pub fn anomalies(&self) -> Anomalies {
+        self.ring.anomalies()
+    }
+}
+
+/// A frame of more segments than [`MAX_SEGMENTS`] or than the ring has descriptors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the frame has more segments than {MAX_SEGMENTS} or than the ring has descriptors")]
+pub struct TooManySegments;
+
+/// `num_buffers` of the header that ends at `data`.
+///
+/// # Safety
+/// The header is mapped.
+#[inline(always)]
+pub(crate) unsafe fn num_buffers(data: *const u8) -> u16 {
+    // SAFETY: inside the header, by the caller; volatile, since the other side may write it meanwhile.
+    u16::from_le(unsafe { data.sub(NET_HEADER - NUM_BUFFERS).cast::<u16>().read_volatile() })
+}

@@ -1,0 +1,203 @@
+//! A front-end's pair against a back-end's, in one process and without a socket.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use hugemem::{PageSize, Segment};
+use rustix::event::{EventfdFlags, eventfd};
+use virtio_ring::Slot;
+use virtio_ring::split::{Device, Driver, Layout, Options};
+
+use super::back::{BackPair, BackRing};
+use super::front::Pair;
+use super::raw::{NET_HEADER, RawQueue, RawRing};
+use crate::packet::Burst;
+use crate::pool::{Cache, Pool};
+use crate::regions::Regions;
+use crate::stats::Counters;
+
+struct Both {
+    front: Pair,
+    front_cache: Cache,
+    front_pool: Arc<Pool>,
+    front_counters: Counters,
+    back: BackPair,
+    back_cache: Cache,
+    back_pool: Arc<Pool>,
+    back_counters: Counters,
+}
+
+fn event() -> OwnedFd {
+    eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC).unwrap()
+}
+
+fn both(size: u16, options: Options, mergeable: bool, room: u32) -> Both {
+    let layout = Layout::new(size).unwrap();
+    let at = (2 * layout.len).next_multiple_of(4096);
+    let count = 4 * u32::from(size) + 256;
+    let page = PageSize::BASE;
+    let segment = Arc::new(Segment::anonymous(at + Pool::stride(room) * count as usize, page, None).unwrap());
+    let front_pool = Pool::new(Arc::clone(&segment), at, count, room, 0, false).unwrap();
+    let memory = |which: usize| {
+        // SAFETY: inside the segment, whose beginning was kept for two rings.
+        unsafe { layout.place(segment.base().add(which * layout.len)) }
+    };
+    let ring = |which| {
+        // SAFETY: the segment outlives the pair, which holds it; one driver a ring.
+        let driver = unsafe { Driver::new(memory(which), size, options, vec![Slot::default(); size.into()].into_boxed_slice()) };
+        RawRing::new(driver.unwrap(), event(), NET_HEADER)
+    };
+    let mut front = Pair::new(RawQueue { rx: ring(0), tx: ring(1) }, Arc::clone(&segment), mergeable);
+    front.disarm();
+    let mut back = BackPair::new();
+    back.memory = Arc::new(Regions::own(&segment));
+    back.mergeable = mergeable;
+    for (even, which) in [(true, 0), (false, 1)] {
+        // SAFETY: as above; one device a ring.
+        let device = unsafe { Device::new(memory(which), size, options, 0) }.unwrap();
+        *back.ring_mut(even) = Some(BackRing::new(device, Some(event()), true));
+    }
+    let private = Arc::new(Segment::anonymous(Pool::stride(2048) * 1024, page, None).unwrap());
+    let back_pool = Pool::new(private, 0, 1024, 2048, 0, true).unwrap();
+    Both {
+        front,
+        front_cache: Cache::new(Arc::clone(&front_pool)),
+        front_pool,
+        front_counters: Counters::default(),
+        back,
+        back_cache: Cache::new(Arc::clone(&back_pool)),
+        back_pool,
+        back_counters: Counters::default(),
+    }
+}
+
+impl Both {
+    fn fresh(&mut self, burst: &mut Burst, frames: &[Vec<u8>]) {
+        for frame in frames {
+            assert!(self.front_cache.reserve(1) > 0, "the pool ran dry");
+            // SAFETY: just taken.
+            let mut packet = unsafe { crate::Packet::from_meta(self.front_cache.pop().unwrap()) };
+            packet.copy_from(frame).unwrap();
+            burst.push(packet).unwrap();
+        }
+    }
+
+    /// Sends frames from the front-end, has the back-end send back what it receives, and returns what arrives.
+    fn echo(&mut self, frames: &[Vec<u8>]) -> Vec<Vec<u8>> {
+        let (mut out, mut middle, mut back) = (Burst::new(32), Burst::new(32), Burst::new(32));
+        let mut arrived = Vec::new();
+        let mut left = frames;
+        let mut turns = 0;
+        while arrived.len() < frames.len() {
+            let n = left.len().min(out.room());
+            self.fresh(&mut out, &left[..n]);
+            left = &left[n..];
+            self.front.tx(&mut self.front_cache, &mut out, &self.front_counters);
+            self.back.rx(&mut self.back_cache, &mut middle, &self.back_counters);
+            self.front.rx(&mut self.front_cache, &mut back, &self.front_counters);
+            self.back.tx(&mut self.back_cache, &mut middle, &self.back_counters);
+            self.front.rx(&mut self.front_cache, &mut back, &self.front_counters);
+            arrived.extend(back.drain().map(|p| p.into_private()));
+            turns += 1;
+            assert!(turns < 10 * frames.len() + 100, "{} of {} frames came back", arrived.len(), frames.len());
+        }
+        arrived
+    }
+
+    /// Everything given up: every buffer must be home.
+    fn finish(mut self) {
+        for counters in [&self.front_counters, &self.back_counters] {
+            self.front.publish_counts(&self.front_counters);
+            self.back.publish_counts(&self.back_counters);
+            let stats = counters.snapshot();
+            assert_eq!((stats.anomalies, stats.rx_errors, stats.tx_errors), (0, 0, 0));
+        }
+        self.front.reset();
+        drop((self.front, self.front_cache, self.back, self.back_cache));
+        crate::pool::flush_this_thread();
+        assert_eq!(self.front_pool.available(), self.front_pool.capacity(), "front-end buffers were lost");
+        assert_eq!(self.back_pool.available(), self.back_pool.capacity(), "back-end buffers were lost");
+    }
+}
+
+fn frames(count: usize, lengths: &[usize]) -> Vec<Vec<u8>> {
+    (0..count)
+        .map(|n| {
+            let len = lengths[n % lengths.len()];
+            (0..len).map(|i| (i.wrapping_mul(31) ^ n.wrapping_mul(7)) as u8).collect()
+        })
+        .collect()
+}
+
+fn options() -> impl Iterator<Item = Options> {
+    (0..8).map(|bits| {
+        let mut options = Options::default();
+        options.event_idx = bits & 1 != 0;
+        options.in_order = bits & 2 != 0;
+        options.indirect = bits & 4 != 0;
+        options
+    })
+}
+
+#[test]
+fn frames_come_back_byte_for_byte() {
+    for options in options() {
+        for (size, mergeable) in [(16, true), (16, false), (64, true), (256, false), (1024, true)] {
+            let mut both = both(size, options, mergeable, 2048);
+            let sent = frames(3000, &[60, 64, 65, 128, 590, 1514, 1518, 2000]);
+            assert_eq!(both.echo(&sent), sent, "{options:?}, {size} descriptors, mergeable {mergeable}");
+            both.finish();
+        }
+    }
+}
+
+#[test]
+fn frames_of_many_buffers_come_back_byte_for_byte() {
+    for options in options() {
+        for size in [16, 64, 256] {
+            let mut both = both(size, options, true, 1024);
+            let sent = frames(500, &[60, 1013, 1024, 1025, 2048, 9000, 9728, 1012]);
+            assert_eq!(both.echo(&sent), sent, "{options:?}, {size} descriptors");
+            both.finish();
+        }
+    }
+}
+
+#[test]
+fn without_mergeable_buffers_a_long_frame_is_dropped_and_counted() {
+    let mut both = both(64, Options::default(), false, 2048);
+    let long = frames(1, &[4000]);
+    let mut burst = Burst::new(32);
+    both.fresh(&mut burst, &long);
+    let mut middle = Burst::new(32);
+    both.front.rx(&mut both.front_cache, &mut middle, &both.front_counters);
+    assert_eq!(both.front.tx(&mut both.front_cache, &mut burst, &both.front_counters), 1);
+    assert_eq!(both.back.rx(&mut both.back_cache, &mut middle, &both.back_counters), 1);
+    assert_eq!(middle[0].len(), 4000);
+    assert_eq!(both.back.tx(&mut both.back_cache, &mut middle, &both.back_counters), 1);
+    assert_eq!(both.back_counters.snapshot().tx_errors, 1);
+    // What comes after it arrives.
+    let sent = frames(100, &[60, 2000]);
+    assert_eq!(both.echo(&sent), sent);
+}
+
+fn bytes_of(packet: &crate::Packet) -> Vec<u8> {
+    let mut bytes = vec![0; packet.len()];
+    packet.copy_to(&mut bytes);
+    bytes
+}
+
+#[test]
+fn a_full_ring_hands_the_rest_back() {
+    let mut both = both(16, Options::default(), true, 2048);
+    let mut burst = Burst::new(32);
+    both.fresh(&mut burst, &frames(32, &[60]));
+    assert_eq!(both.front.tx(&mut both.front_cache, &mut burst, &both.front_counters), 16);
+    assert_eq!(burst.len(), 16);
+    assert_eq!(bytes_of(&burst[0]), frames(32, &[60])[16]);
+    let mut middle = Burst::new(32);
+    assert_eq!(both.back.rx(&mut both.back_cache, &mut middle, &both.back_counters), 16);
+    assert_eq!(both.front.tx(&mut both.front_cache, &mut burst, &both.front_counters), 16);
+    drop((burst, middle));
+    both.finish();
+}

@@ -1,0 +1,179 @@
+//! A front-end's memory, as it is mapped here.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::ptr::NonNull;
+
+use iova::{Range, Table};
+use rustix::fs::FileType;
+use rustix::mm::{MapFlags, ProtFlags};
+
+/// Regions that are taken at the most: what is said to `GET_MAX_MEM_SLOTS`.
+pub(crate) const MAX_REGIONS: usize = 32;
+
+/// One region, as a vhost-user message describes it.
+#[derive(Debug)]
+pub(crate) struct Region {
+    /// The address that descriptors use.
+    pub(crate) guest: u64,
+    /// The address that ring addresses use.
+    pub(crate) user: u64,
+    pub(crate) size: u64,
+    /// Where the region begins in the file.
+    pub(crate) offset: u64,
+    pub(crate) fd: OwnedFd,
+}
+
+/// Why a region cannot be taken.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RegionError {
+    #[error("region of {size:#x} bytes at {guest:#x}: {what}")]
+    Shape { guest: u64, size: u64, what: &'static str },
+    #[error("region at {guest:#x} is on file system {magic:#x}: only memory is taken (memfd, tmpfs, hugetlbfs), since a page of anything else can block whoever touches it")]
+    NotMemory { guest: u64, magic: u64 },
+    #[error("region at {guest:#x} ends at {end:#x} of a file of {len:#x} bytes")]
+    Short { guest: u64, end: u64, len: u64 },
+    #[error("{tried} of region at {guest:#x}: {source}")]
+    System { guest: u64, tried: &'static str, source: std::io::Error },
+    #[error("region at {guest:#x}: {source}")]
+    Table { guest: u64, source: iova::Error },
+}
+
+struct Mapping {
+    /// The whole mapping, from the beginning of the page that the region begins in.
+    start: NonNull<u8>,
+    len: usize,
+    guest: u64,
+    user: u64,
+    size: u64,
+    /// The region's first byte.
+    ours: u64,
+    guard: Option<hugemem::guard::Registration>,
+}
+
+// SAFETY: a mapping is memory of the process, whatever the thread.
+unsafe impl Send for Mapping {}
+// SAFETY: as above; nothing is changed through a shared reference.
+unsafe impl Sync for Mapping {}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        self.guard = None;
+        // SAFETY: mapped by `map`, unmapped once. Whoever used it is stopped: the rings hold an Arc of the Regions.
+        let _ = unsafe { rustix::mm::munmap(self.start.as_ptr().cast(), self.len) };
+    }
+}
+
+/// All regions of a front-end.
+#[derive(Default)]
+pub(crate) struct Regions {
+    table: Table<MAX_REGIONS>,
+    mappings: Vec<Mapping>,
+}
+
+const TMPFS_MAGIC: u64 = 0x0102_1994;
+const HUGETLBFS_MAGIC: u64 = 0x9584_58f6;
+const RAMFS_MAGIC: u64 = 0x8584_58f6;
+
+impl Regions {
+    /// Maps a whole table.
+    pub(crate) fn map(regions: Vec<Region>) -> Result<Self, RegionError> {
+        let mut all = Regions::default();
+        for region in regions {
+            all.add(region)?;
+        }
+        Ok(all)
+    }
+
+    /// Maps one more region.
+    pub(crate) fn add(&mut self, region: Region) -> Result<(), RegionError> {
+        let Region { guest, user, size, offset, fd } = region;
+        let shape = |what| RegionError::Shape { guest, size, what };
+        let range = Range::new(guest, size).ok_or(shape("it is empty or wraps around"))?;
+        Range::new(user, size).ok_or(shape("its user addresses wrap around"))?;
+        let end = offset.checked_add(size).ok_or(shape("its file offset overflows"))?;
+        let page = check_memory(&fd, guest, end)?;
+        let skip = offset % page;
+        let len = usize::try_from((skip + size).next_multiple_of(page)).map_err(|_| shape("it is too large"))?;
+        // SAFETY: a fresh mapping at an address of the kernel's choice.
+        let start = unsafe {
+            rustix::mm::mmap(
+                std::ptr::null_mut(),
+                len,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::SHARED | MapFlags::NORESERVE,
+                &fd,
+                offset - skip,
+            )
+        };
+        let start = start.map_err(|e| RegionError::System { guest, tried: "mmap(2)", source: e.into() })?;
+        let start = NonNull::new(start.cast::<u8>()).ok_or(shape("it was mapped at address 0"))?;
+        // The front-end can truncate its file under us. Where the program installed the guard, that marks the mapping
+        // dead instead of ending the process.
+        // SAFETY: the mapping was made above, and its registration goes before it does (`Mapping::drop`).
+        let guard = unsafe { hugemem::guard::register(start, len, page as usize) }.ok();
+        let ours = start.as_ptr() as u64 + skip;
+        let mapping = Mapping { start, len, guest, user, size, ours, guard: guard };
+        self.table.insert(range, ours).map_err(|source| RegionError::Table { guest, source })?;
+        self.mappings.push(mapping);
+        Ok(())
+    }
+
+    /// The same regions without the one at `guest` (of `size` bytes and at `user`). `None`: there is none such.
+    pub(crate) fn remove(&mut self, guest: u64, user: u64, size: u64) -> Option<()> {
+        let at = self.mappings.iter().position(|m| (m.guest, m.user, m.size) == (guest, user, size))?;
+        self.table.remove(Range::new(guest, size)?).ok()?;
+        self.mappings.remove(at);
+        Some(())
+    }
+
+    /// A segment of this process as a front-end's only region.
+    #[cfg(test)]
+    pub(crate) fn own(segment: &hugemem::Segment) -> Self {
+        let base = segment.base().as_ptr() as u64;
+        let mut all = Regions::default();
+        all.table.insert(Range::new(base, segment.len() as u64).unwrap(), base).unwrap();
+        all
+    }
+
+    /// Where the `len` bytes at the front-end's user address `addr` are.
+    pub(crate) fn user(&self, addr: u64, len: usize) -> Option<NonNull<u8>> {
+        self.mappings.iter().find_map(|m| {
+            let at = addr.checked_sub(m.user)?;
+            let end = at.checked_add(len as u64)?;
+            if end <= m.size { NonNull::new((m.ours + at) as *mut u8) } else { None }
+        })
+    }
+
+    /// Whether a mapping lost its file.
+    pub(crate) fn is_dead(&self) -> bool {
+        self.mappings.iter().any(|m| m.guard.as_ref().is_some_and(|g| g.is_dead()))
+    }
+}
+
+// SAFETY: the table has only ranges that are mapped whole, for as long as the Regions live; the rings that use them
+// hold an Arc.
+unsafe impl virtio_ring::Translate for Regions {
+    #[inline(always)]
+    fn translate(&self, addr: u64, len: u32) -> Option<NonNull<u8>> {
+        self.table.translate(addr, u64::from(len)).and_then(|ours| NonNull::new(ours as *mut u8))
+    }
+}
+
+/// Checks that the file is memory and long enough; its page size.
+fn check_memory(fd: &OwnedFd, guest: u64, end: u64) -> Result<u64, RegionError> {
+    let system = |tried| move |e: rustix::io::Errno| RegionError::System { guest, tried, source: e.into() };
+    let stat = rustix::fs::fstat(fd.as_fd()).map_err(system("fstat(2)"))?;
+    let fs = rustix::fs::fstatfs(fd.as_fd()).map_err(system("fstatfs(2)"))?;
+    let magic = fs.f_type as u64 & 0xFFFF_FFFF;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile
+        || ![TMPFS_MAGIC, HUGETLBFS_MAGIC, RAMFS_MAGIC].contains(&magic)
+    {
+        return Err(RegionError::NotMemory { guest, magic });
+    }
+    let len = stat.st_size as u64;
+    if end > len {
+        return Err(RegionError::Short { guest, end, len });
+    }
+    // Of hugetlbfs, the block size is the page size.
+    Ok(if magic == HUGETLBFS_MAGIC { fs.f_bsize as u64 } else { rustix::param::page_size() as u64 })
+}

@@ -1,0 +1,75 @@
+//! Counters of a queue pair: one thread adds to them once a burst, any thread reads them.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// What a queue pair, or a whole port, has done since it was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Stats {
+    /// Frames received and handed to the application.
+    pub rx_packets: u64,
+    /// Their bytes, without FCS.
+    pub rx_bytes: u64,
+    /// Frames sent: handed to the other side.
+    pub tx_packets: u64,
+    /// Their bytes, without FCS.
+    pub tx_bytes: u64,
+    /// Frames of the other side that were malformed, or did not fit the port's buffers, and were dropped.
+    pub rx_errors: u64,
+    /// Frames to send that were dropped since the other side can never take them (longer than its buffers).
+    pub tx_errors: u64,
+    /// Times that the pool had no buffer to receive into.
+    pub rx_no_buffer: u64,
+    /// Violations of the protocol by the other side that were caught: bad indices, lengths, chains.
+    pub anomalies: u64,
+    /// Notifications sent: each a system call.
+    pub kicks: u64,
+}
+
+macro_rules! counters {
+    ($($name:ident),*) => {
+        /// The shared form of [`Stats`], on lines of its own.
+        #[repr(align(128))]
+        #[derive(Default)]
+        pub(crate) struct Counters {
+            $(pub(crate) $name: Counter),*
+        }
+
+        impl Counters {
+            pub(crate) fn snapshot(&self) -> Stats {
+                Stats { $($name: self.$name.get()),* }
+            }
+        }
+
+        impl std::ops::AddAssign for Stats {
+            fn add_assign(&mut self, other: Stats) {
+                $(self.$name += other.$name;)*
+            }
+        }
+    };
+}
+
+counters!(rx_packets, rx_bytes, tx_packets, tx_bytes, rx_errors, tx_errors, rx_no_buffer, anomalies, kicks);
+
+/// A counter with one writer.
+#[derive(Default)]
+pub(crate) struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds; by the one writer, so that no locked instruction is needed.
+    #[inline(always)]
+    pub(crate) fn add(&self, n: u64) {
+        self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
+    }
+
+    /// Makes it at least `n`.
+    #[inline]
+    pub(crate) fn raise(&self, n: u64) {
+        if self.get() < n {
+            self.0.store(n, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
