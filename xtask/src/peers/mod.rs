@@ -1,0 +1,145 @@
+//! The programs that nobody here wrote: where they are, how they are started and stopped.
+
+pub mod install;
+pub mod ovs;
+pub mod testpmd;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::Result;
+
+/// A program of another project, as found.
+#[derive(Clone, Debug)]
+pub struct Program {
+    /// Its path.
+    pub path: PathBuf,
+    /// Folders for LD_LIBRARY_PATH, where it was unpacked rather than installed.
+    pub libraries: Vec<PathBuf>,
+}
+
+impl Program {
+    /// A command that starts it.
+    pub fn command(&self) -> Command {
+        let mut command = Command::new(&self.path);
+        self.apply(&mut command);
+        command
+    }
+
+    /// A command that starts it with its standard output buffered by lines (testpmd's is not, on a pipe).
+    pub fn line_buffered(&self) -> Command {
+        let mut command = Command::new("stdbuf");
+        command.arg("-oL").arg(&self.path);
+        self.apply(&mut command);
+        command
+    }
+
+    fn apply(&self, command: &mut Command) {
+        if !self.libraries.is_empty() {
+            command.env("LD_LIBRARY_PATH", std::env::join_paths(&self.libraries).unwrap_or_default());
+        }
+    }
+}
+
+/// What is there.
+#[derive(Clone, Debug, Default)]
+pub struct Found {
+    /// DPDK's dpdk-testpmd.
+    pub testpmd: Option<Program>,
+    /// ovs-vswitchd, built with DPDK.
+    pub vswitchd: Option<Program>,
+    /// ovsdb-server.
+    pub ovsdb_server: Option<Program>,
+    /// ovsdb-tool.
+    pub ovsdb_tool: Option<Program>,
+    /// ovs-vsctl.
+    pub vsctl: Option<Program>,
+    /// ovs-ofctl.
+    pub ofctl: Option<Program>,
+    /// ovs-appctl.
+    pub appctl: Option<Program>,
+    /// The database schema of Open vSwitch.
+    pub schema: Option<PathBuf>,
+    /// The folder that packages were unpacked into, if any of the above is from there.
+    pub unpacked: Option<PathBuf>,
+}
+
+impl Found {
+    /// Looks in the system's folders, then in the folder that `cargo xtask peers` unpacks packages into.
+    pub fn search(root: &Path) -> Self {
+        let unpacked = Some(install::unpack_dir(root)).filter(|d| d.is_dir());
+        let find = |names: &[&str]| -> Option<Program> {
+            for base in [Some(Path::new("/")), unpacked.as_deref()].into_iter().flatten() {
+                for name in names {
+                    let path = base.join(name.trim_start_matches('/'));
+                    if path.is_file() {
+                        let libraries = if base == Path::new("/") { Vec::new() } else { library_dirs(base) };
+                        return Some(Program { path, libraries });
+                    }
+                }
+            }
+            None
+        };
+        let vswitchd =
+            find(&["/usr/lib/openvswitch-switch-dpdk/ovs-vswitchd-dpdk", "/usr/lib/openvswitch-dpdk/ovs-vswitchd-dpdk"]);
+        let schema = "usr/share/openvswitch/vswitch.ovsschema";
+        Found {
+            testpmd: find(&["/usr/bin/dpdk-testpmd", "/usr/local/bin/dpdk-testpmd"]),
+            vswitchd,
+            ovsdb_server: find(&["/usr/sbin/ovsdb-server"]),
+            ovsdb_tool: find(&["/usr/bin/ovsdb-tool"]),
+            vsctl: find(&["/usr/bin/ovs-vsctl"]),
+            ofctl: find(&["/usr/bin/ovs-ofctl"]),
+            appctl: find(&["/usr/bin/ovs-appctl"]),
+            schema: [Some(PathBuf::from("/")), unpacked.clone()]
+                .into_iter()
+                .flatten()
+                .map(|base| base.join(schema))
+                .find(|p| p.is_file()),
+            unpacked,
+        }
+    }
+}
+
+fn library_dirs(base: &Path) -> Vec<PathBuf> {
+    let mut dirs = Vec::new();
+    for lib in ["usr/lib", "lib"] {
+        for entry in std::fs::read_dir(base.join(lib)).into_iter().flatten().flatten() {
+            let path = entry.path();
+            if path.is_dir() && entry.file_name().to_string_lossy().contains("-linux-gnu") {
+                // DPDK's drivers are in a folder of their own below.
+                for plugin in std::fs::read_dir(path.join("dpdk")).into_iter().flatten().flatten() {
+                    dirs.push(plugin.path());
+                }
+                dirs.push(path);
+            }
+        }
+    }
+    dirs
+}
+
+/// Whether a program is on the PATH, and where.
+pub fn which(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    let sbin = ["/usr/sbin", "/sbin", "/usr/local/sbin"].map(PathBuf::from);
+    std::env::split_paths(&path).chain(sbin).map(|dir| dir.join(name)).find(|p| p.is_file())
+}
+
+/// Effective user id is 0.
+pub fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// The command line, for messages.
+pub fn shown(command: &Command) -> String {
+    std::iter::once(command.get_program())
+        .chain(command.get_args())
+        .map(|s| s.to_string_lossy().into_owned())
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+/// `cargo xtask peers`.
+pub fn command(root: &Path, check: bool) -> Result<bool> {
+    install::command(root, check)
+}

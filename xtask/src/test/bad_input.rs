@@ -1,0 +1,3 @@
+//! x
+use super::Case;
+pub fn cases() -> Vec<Case> { Vec::new() }

@@ -1,0 +1,240 @@
+//! `cargo xtask test`: every check of this project that needs more than one crate, by name.
+//!
+//! # To add a case
+//!
+//! A suite is a function that gives [`Case`]s; [`suites`] lists them. A case has a name (`suite/what`), what it needs
+//! of the machine (what is lacking makes it SKIPPED, by that reason) and a function, which gets the [`Ctx`]: a
+//! directory of its own, the peers, the built programs. It returns an [`Outcome`], or an error that says what was
+//! expected and what was found. All that it starts is a [`Process`](crate::process::Process) or holds one, so that a
+//! return of any kind ends it.
+
+mod bad_input;
+mod capture;
+mod link;
+mod unprivileged;
+mod workspace;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+
+use crate::peers::{Found, is_root, which};
+use crate::process;
+use crate::scratch::Scratch;
+
+pub use link::{Link, Usernic};
+
+/// How a case ended, if not with an error.
+pub enum Outcome {
+    /// It holds; a remark for the report, or an empty one.
+    Passed(String),
+    /// It could not be tried here, and why.
+    Skipped(String),
+    /// Several results under one case, each with its name: of a test runner that ran below it.
+    Parts(Vec<(String, Outcome)>),
+}
+
+/// It holds, without a remark.
+pub fn passed() -> Result<Outcome> {
+    Ok(Outcome::Passed(String::new()))
+}
+
+/// What a case needs of the machine.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Need {
+    /// User id 0.
+    Root,
+    /// DPDK's testpmd.
+    Testpmd,
+    /// OVS with its DPDK datapath, and /dev/net/tun.
+    Ovs,
+    /// A program on the PATH.
+    Tool(&'static str),
+    /// The `usernic` program, which the first case that needs it builds.
+    Usernic,
+}
+
+/// One check.
+pub struct Case {
+    /// `suite/what`.
+    pub name: String,
+    /// What it needs.
+    pub needs: Vec<Need>,
+    /// The check.
+    pub run: Box<dyn Fn(&Ctx) -> Result<Outcome>>,
+}
+
+impl Case {
+    /// A case.
+    pub fn new(
+        name: impl Into<String>,
+        needs: &[Need],
+        run: impl Fn(&Ctx) -> Result<Outcome> + 'static,
+    ) -> Self {
+        Case { name: name.into(), needs: needs.to_vec(), run: Box::new(run) }
+    }
+}
+
+/// What a case may use.
+pub struct Ctx {
+    /// The repository.
+    pub root: PathBuf,
+    /// The run's directory and hugepages.
+    pub scratch: Scratch,
+    /// The peers.
+    pub found: Found,
+    /// A directory for this case alone, empty at its beginning.
+    pub dir: PathBuf,
+    /// The `usernic` program.
+    pub usernic: PathBuf,
+    /// Show output of long commands as it comes.
+    pub verbose: bool,
+}
+
+impl Ctx {
+    /// An existing directory below the case's own.
+    pub fn subdir(&self, name: &str) -> Result<PathBuf> {
+        let dir = self.dir.join(name);
+        std::fs::create_dir_all(&dir)?;
+        Ok(dir)
+    }
+
+    /// A directory for a peer to mount a hugetlbfs of its own on; none where there are no hugepages or no root.
+    pub fn hugetlbfs(&self, peer: &str) -> Result<Option<PathBuf>> {
+        if is_root() && self.scratch.pages() > 0 { self.subdir(&format!("huge-{peer}")).map(Some) } else { Ok(None) }
+    }
+
+    /// A cargo command on this repository.
+    pub fn cargo(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        command.args(args).current_dir(&self.root);
+        // What `cargo xtask` set for us is not for other packages' builds.
+        for (key, _) in std::env::vars_os() {
+            let name = key.to_string_lossy();
+            if name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_") || name == "CARGO_BIN_NAME" {
+                command.env_remove(&key);
+            }
+        }
+        command
+    }
+}
+
+/// What the command line asked for.
+pub struct Options {
+    /// A skip is a failure.
+    pub require_all: bool,
+    /// Only the names.
+    pub list: bool,
+    /// Part of the names to run; all if none.
+    pub filter: Vec<String>,
+    /// Output of long commands.
+    pub verbose: bool,
+}
+
+fn suites() -> Vec<Case> {
+    let mut cases = workspace::cases();
+    cases.extend(capture::cases());
+    cases.extend(bad_input::cases());
+    cases.extend(unprivileged::cases());
+    cases
+}
+
+/// Hugepages that the peers need at most at a time: two testpmd with jumbo mbufs.
+const PAGES: usize = 384;
+
+#[derive(Default)]
+struct Tally {
+    passed: usize,
+    failed: usize,
+    skipped: usize,
+}
+
+impl Tally {
+    fn add(&mut self, name: &str, result: Result<Outcome>, time: Duration) {
+        match result {
+            Ok(Outcome::Passed(remark)) => {
+                self.passed += 1;
+                let remark = if remark.is_empty() { String::new() } else { format!(": {remark}") };
+                println!("PASSED {name} ({:.1} s){remark}", time.as_secs_f64());
+            }
+            Ok(Outcome::Skipped(reason)) => {
+                self.skipped += 1;
+                println!("SKIPPED {name}: {reason}");
+            }
+            Ok(Outcome::Parts(parts)) => {
+                for (part, outcome) in parts {
+                    self.add(&format!("{name}/{part}"), Ok(outcome), time);
+                }
+            }
+            Err(error) => {
+                self.failed += 1;
+                println!("FAILED {name}: {error:#}");
+            }
+        }
+    }
+}
+
+/// Runs what is asked for; whether that is a success.
+pub fn command(root: &Path, options: &Options) -> Result<bool> {
+    let mut cases = suites();
+    cases.retain(|c| options.filter.is_empty() || options.filter.iter().any(|f| c.name.contains(f.as_str())));
+    if options.list {
+        cases.iter().for_each(|c| println!("{}", c.name));
+        return Ok(true);
+    }
+    if cases.is_empty() {
+        bail!("no case has a name with {} in it: see cargo xtask test --list", options.filter.join(" or "));
+    }
+    let huge = is_root() && cases.iter().any(|c| c.needs.iter().any(|n| matches!(n, Need::Testpmd | Need::Ovs)));
+    let scratch = Scratch::new(if huge { PAGES } else { 0 })?;
+    let mut ctx = Ctx {
+        root: root.to_owned(),
+        dir: scratch.dir().to_owned(),
+        scratch,
+        found: Found::search(root),
+        usernic: PathBuf::new(),
+        verbose: options.verbose,
+    };
+    if cases.iter().any(|c| c.needs.contains(&Need::Usernic)) {
+        ctx.usernic = workspace::build_usernic(&ctx)?;
+    }
+    let mut tally = Tally::default();
+    for (index, case) in cases.iter().enumerate() {
+        if process::interrupted() {
+            println!("interrupted before {}", case.name);
+            tally.failed += 1;
+            break;
+        }
+        let start = Instant::now();
+        if let Some(reason) = case.needs.iter().find_map(|&need| lacking(&ctx, need)) {
+            tally.add(&case.name, Ok(Outcome::Skipped(reason)), start.elapsed());
+            continue;
+        }
+        ctx.dir = ctx.scratch.subdir(&format!("{index}"))?;
+        let result = catch_unwind(AssertUnwindSafe(|| (case.run)(&ctx))).unwrap_or_else(|panic| {
+            let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+            bail!("panicked: {}", text.unwrap_or("?"))
+        });
+        tally.add(&case.name, result, start.elapsed());
+        let _ = std::fs::remove_dir_all(&ctx.dir);
+    }
+    println!("{} passed, {} failed, {} skipped", tally.passed, tally.failed, tally.skipped);
+    Ok(tally.failed == 0 && (tally.skipped == 0 || !options.require_all))
+}
+
+fn lacking(ctx: &Ctx, need: Need) -> Option<String> {
+    let missing = |what: &str| Some(format!("{what} is missing: cargo xtask peers"));
+    match need {
+        Need::Root if !is_root() => Some("needs root".into()),
+        Need::Testpmd if ctx.found.testpmd.is_none() => missing("dpdk-testpmd"),
+        Need::Ovs if ctx.found.vswitchd.is_none() || ctx.found.ovsdb_server.is_none() => missing("ovs-vswitchd-dpdk"),
+        Need::Ovs if std::fs::OpenOptions::new().read(true).write(true).open("/dev/net/tun").is_err() => {
+            Some("OVS needs /dev/net/tun".into())
+        }
+        Need::Tool(tool) if which(tool).is_none() => missing(tool),
+        _ => None,
+    }
+}

@@ -1,0 +1,170 @@
+//! The crates' own tests, the models of their memory orderings, and the proof that the leaves need no std.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+
+use super::{Case, Ctx, Need, Outcome};
+use crate::process::{Process, Surroundings};
+
+/// Builds from an empty target directory on two cores, with room to spare.
+const LIMIT: Duration = Duration::from_secs(1500);
+
+pub fn cases() -> Vec<Case> {
+    vec![
+        Case::new("workspace/tests", &[], tests),
+        Case::new("workspace/doc", &[], doc),
+        Case::new("workspace/loom", &[], loom),
+        Case::new("workspace/no-std-link", &[Need::Tool("gcc")], no_std_link),
+    ]
+}
+
+fn long(ctx: &Ctx, name: &str, command: Command) -> Result<String> {
+    let surroundings = Surroundings { no_stdin: true, echo: ctx.verbose, ..Default::default() };
+    let mut process = Process::spawn(name, command, &surroundings)?;
+    process.wait_success(LIMIT)?;
+    Ok(process.output())
+}
+
+/// Where cargo puts what it builds.
+fn target_dir(ctx: &Ctx) -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| ctx.root.join("target"), PathBuf::from)
+}
+
+/// Builds the `usernic` program and copies it to where every user can run it.
+pub fn build_usernic(ctx: &Ctx) -> Result<PathBuf> {
+    long(ctx, "cargo build", ctx.cargo(&["build", "--release", "--package", "usernic-cli"]))?;
+    let built = target_dir(ctx).join("release/usernic");
+    let copy = ctx.scratch.subdir("bin")?.join("usernic");
+    std::fs::copy(&built, &copy).with_context(|| format!("{} after the build", built.display()))?;
+    Ok(copy)
+}
+
+fn tests(ctx: &Ctx) -> Result<Outcome> {
+    let nextest = ctx.cargo(&["nextest", "--version"]).output().is_ok_and(|o| o.status.success());
+    let command = if nextest {
+        let mut command = ctx.cargo(&["nextest", "run", "--workspace", "--color=never", "--no-fail-fast"]);
+        // Tests that cannot run here say "SKIPPED name: reason" and pass: their output shows it.
+        command.args(["--success-output=final", "--failure-output=final", "--status-level=fail"]);
+        command
+    } else {
+        let mut command = ctx.cargo(&["test", "--workspace", "--lib", "--bins", "--tests", "--no-fail-fast"]);
+        command.args(["--", "--nocapture", "--test-threads=2"]);
+        command
+    };
+    let output = long(ctx, "cargo test", command)?;
+    let ran = count(&output).context("no line of the output counts tests")?;
+    if ran == 0 {
+        bail!("no tests ran");
+    }
+    let mut parts = vec![("all".to_owned(), Outcome::Passed(format!("{ran} tests")))];
+    parts.extend(skipped(&output).into_iter().map(|(name, reason)| (name, Outcome::Skipped(reason))));
+    Ok(Outcome::Parts(parts))
+}
+
+fn doc(ctx: &Ctx) -> Result<Outcome> {
+    let output = long(ctx, "cargo test --doc", ctx.cargo(&["test", "--workspace", "--doc"]))?;
+    Ok(Outcome::Passed(format!("{} examples", count(&output).unwrap_or(0))))
+}
+
+/// The tests named `loom…` of each crate that has loom for `cfg(loom)`, in a target directory of their own: the flag
+/// would rebuild the rest.
+fn loom(ctx: &Ctx) -> Result<Outcome> {
+    let mut parts = Vec::new();
+    for package in ["virtio-ring", "vhost-proto", "hugemem", "iova", "usernic"] {
+        let manifest = std::fs::read_to_string(ctx.root.join(package).join("Cargo.toml"))?;
+        if !manifest.contains("cfg(loom)") {
+            continue;
+        }
+        let mut command = ctx.cargo(&["test", "--package", package, "--lib", "--", "loom"]);
+        command.env("RUSTFLAGS", "--cfg loom").env("CARGO_TARGET_DIR", target_dir(ctx).join("loom"));
+        // A bound on preemptions keeps the state space of a test within seconds; loom's documentation calls 2 or 3
+        // enough to find most errors.
+        if std::env::var_os("LOOM_MAX_PREEMPTIONS").is_none() {
+            command.env("LOOM_MAX_PREEMPTIONS", "3");
+        }
+        let output = long(ctx, &format!("cargo test (loom, {package})"), command)?;
+        match count(&output) {
+            Some(n @ 1..) => parts.push((package.to_owned(), Outcome::Passed(format!("{n} models")))),
+            _ => bail!("{package} depends on loom for cfg(loom) but has no test named loom..."),
+        }
+    }
+    if parts.is_empty() {
+        bail!("no crate has models");
+    }
+    Ok(Outcome::Parts(parts))
+}
+
+/// A program without std, allocator or main, linked with all of the leaves and run.
+fn no_std_link(ctx: &Ctx) -> Result<Outcome> {
+    let dir = ctx.root.join("tests/nostd-link");
+    let target = target_dir(ctx).join("nostd-link");
+    let mut command = ctx.cargo(&["build", "--release", "--locked"]);
+    command.current_dir(&dir).env("CARGO_TARGET_DIR", &target);
+    command.env_remove("RUSTFLAGS");
+    long(ctx, "cargo build (no_std)", command)?;
+    let mut parts = Vec::new();
+    for bin in ["freestanding", "with-libc"] {
+        let program = target.join("release").join(bin);
+        let size = std::fs::metadata(&program)?.len();
+        super::process::run(bin, Command::new(&program), Duration::from_secs(10))
+            .with_context(|| format!("{bin}: its exit status is the number of the check that failed"))?;
+        parts.push((bin.to_owned(), Outcome::Passed(format!("{size} bytes"))));
+    }
+    Ok(Outcome::Parts(parts))
+}
+
+/// Tests that ran, by the summaries of nextest ("Summary [ 1.2s] 12 tests run: ...") or of libtest
+/// ("test result: ok. 3 passed; ...").
+fn count(output: &str) -> Option<usize> {
+    let mut sum = None;
+    for line in output.lines() {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let number = if line.trim_start().starts_with("Summary") {
+            words.iter().position(|w| w.starts_with("test")).and_then(|at| words[at - 1].parse::<usize>().ok())
+        } else if line.starts_with("test result:") {
+            words.iter().position(|w| w.starts_with("passed")).and_then(|at| words[at - 1].parse::<usize>().ok())
+        } else {
+            None
+        };
+        if let Some(number) = number {
+            sum = Some(sum.unwrap_or(0) + number);
+        }
+    }
+    sum
+}
+
+/// Lines "SKIPPED name: reason" that tests wrote, each once.
+fn skipped(output: &str) -> Vec<(String, String)> {
+    let mut found: Vec<(String, String)> = output
+        .lines()
+        .filter_map(|l| l.trim_start().strip_prefix("SKIPPED "))
+        .filter_map(|l| l.split_once(": "))
+        .map(|(name, reason)| (name.to_owned(), reason.to_owned()))
+        .collect();
+    found.sort();
+    found.dedup();
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn summaries_are_counted() {
+        assert_eq!(count("     Summary [   1.003s] 12 tests run: 12 passed, 0 skipped"), Some(12));
+        assert_eq!(count("     Summary [   1.003s] 1 test run: 1 passed, 0 skipped"), Some(1));
+        let libtest = "test result: ok. 3 passed; 0 failed; 0 ignored\nx\ntest result: ok. 4 passed; 0 failed";
+        assert_eq!(count(libtest), Some(7));
+        assert_eq!(count("nothing"), None);
+    }
+
+    #[test]
+    fn skips_inside_tests_are_seen() {
+        let output = "  SKIPPED a_test: no hugepages\nSKIPPED a_test: no hugepages\nnot SKIPPED b: x\n";
+        assert_eq!(skipped(output), vec![("a_test".to_owned(), "no hugepages".to_owned())]);
+    }
+}
