@@ -215,7 +215,7 @@ impl Process {
             if let Some(status) = self.exited()? {
                 // Its last words may still be on their way through the reader.
                 self.join_reader();
-                if find(&self.bytes()[from.min(self.bytes().len())..], text.as_bytes()).is_none() {
+                if !self.output_since(from).contains(text) {
                     bail!("{} ended ({}) before it wrote \"{text}\"{}", self.name, describe(status), self.tail());
                 }
             } else if Instant::now() >= end {
