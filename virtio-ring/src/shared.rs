@@ -329,21 +329,22 @@ mod memory {
             })
         }
 
+        /// The queue size less 1.
         #[inline(always)]
-        pub(crate) fn load_desc(&self, i: u16) -> Desc {
-            // SAFETY: masked, so inside the table of `mask + 1` descriptors; aligned as the table is.
-            unsafe { raw::load_desc(self.desc.add((usize::from(i) & self.mask) * size_of::<wire::Desc>())) }
+        pub(crate) fn mask(&self) -> usize {
+            self.mask
         }
 
         #[inline(always)]
-        pub(crate) fn store_desc(&self, i: u16, desc: Desc) {
+        pub(crate) fn load_desc(&self, i: usize) -> Desc {
             // SAFETY: masked, so inside the table of `mask + 1` descriptors; aligned as the table is.
-            unsafe {
-                raw::store_desc(
-                    self.desc.add((usize::from(i) & self.mask) * size_of::<wire::Desc>()),
-                    desc,
-                )
-            }
+            unsafe { raw::load_desc(self.desc.add((i & self.mask) * size_of::<wire::Desc>())) }
+        }
+
+        #[inline(always)]
+        pub(crate) fn store_desc(&self, i: usize, desc: Desc) {
+            // SAFETY: masked, so inside the table of `mask + 1` descriptors; aligned as the table is.
+            unsafe { raw::store_desc(self.desc.add((i & self.mask) * size_of::<wire::Desc>()), desc) }
         }
 
         #[inline(always)]
@@ -359,24 +360,21 @@ mod memory {
         }
 
         #[inline(always)]
-        fn element(&self, position: u16, offset: usize) -> &AtomicU32 {
-            let at = USED_RING + (usize::from(position) & self.mask) * size_of::<wire::UsedElem>() + offset;
+        fn element(&self, position: usize, offset: usize) -> &AtomicU32 {
+            let at = USED_RING + (position & self.mask) * size_of::<wire::UsedElem>() + offset;
             // SAFETY: masked, so inside the ring of `mask + 1` elements; the callers pass the offset of a field. Elements
             // are 4-byte aligned and lie 4 bytes after the start of the ring: a 64-bit access would be misaligned.
             unsafe { AtomicU32::from_ptr(self.used.add(at).cast()) }
         }
 
         #[inline(always)]
-        pub(crate) fn load_avail_entry(&self, position: u16) -> u16 {
-            u16::from_le(
-                self.avail(AVAIL_RING + (usize::from(position) & self.mask) * 2)
-                    .load(Relaxed),
-            )
+        pub(crate) fn load_avail_entry(&self, position: usize) -> u16 {
+            u16::from_le(self.avail(AVAIL_RING + (position & self.mask) * 2).load(Relaxed))
         }
 
         #[inline(always)]
-        pub(crate) fn store_avail_entry(&self, position: u16, head: u16) {
-            self.avail(AVAIL_RING + (usize::from(position) & self.mask) * 2)
+        pub(crate) fn store_avail_entry(&self, position: usize, head: u16) {
+            self.avail(AVAIL_RING + (position & self.mask) * 2)
                 .store(head.to_le(), Relaxed);
         }
 
@@ -412,7 +410,7 @@ mod memory {
         }
 
         #[inline(always)]
-        pub(crate) fn load_element(&self, position: u16) -> (u32, u32) {
+        pub(crate) fn load_element(&self, position: usize) -> (u32, u32) {
             (
                 u32::from_le(self.element(position, offset_of!(wire::UsedElem, id)).load(Relaxed)),
                 u32::from_le(self.element(position, offset_of!(wire::UsedElem, len)).load(Relaxed)),
@@ -420,7 +418,7 @@ mod memory {
         }
 
         #[inline(always)]
-        pub(crate) fn store_element(&self, position: u16, id: u32, len: u32) {
+        pub(crate) fn store_element(&self, position: usize, id: u32, len: u32) {
             self.element(position, offset_of!(wire::UsedElem, id))
                 .store(id.to_le(), Relaxed);
             self.element(position, offset_of!(wire::UsedElem, len))
@@ -548,25 +546,28 @@ mod modelled {
                 mask: usize::from(size) - 1,
             })
         }
-        fn at(&self, i: u16) -> usize {
-            usize::from(i) & self.mask
+        pub(crate) fn mask(&self) -> usize {
+            self.mask
         }
-        pub(crate) fn load_desc(&self, i: u16) -> Desc {
+        fn at(&self, i: usize) -> usize {
+            i & self.mask
+        }
+        pub(crate) fn load_desc(&self, i: usize) -> Desc {
             let cell = &self.cells.desc[self.at(i)];
             Desc {
                 addr: cell[0].load(Relaxed),
                 meta: cell[1].load(Relaxed),
             }
         }
-        pub(crate) fn store_desc(&self, i: u16, desc: Desc) {
+        pub(crate) fn store_desc(&self, i: usize, desc: Desc) {
             let cell = &self.cells.desc[self.at(i)];
             cell[0].store(desc.addr, Relaxed);
             cell[1].store(desc.meta, Relaxed);
         }
-        pub(crate) fn load_avail_entry(&self, position: u16) -> u16 {
+        pub(crate) fn load_avail_entry(&self, position: usize) -> u16 {
             self.cells.avail_ring[self.at(position)].load(Relaxed)
         }
-        pub(crate) fn store_avail_entry(&self, position: u16, head: u16) {
+        pub(crate) fn store_avail_entry(&self, position: usize, head: u16) {
             self.cells.avail_ring[self.at(position)].store(head, Relaxed);
         }
         pub(crate) fn load_avail_idx(&self) -> u16 {
@@ -587,11 +588,11 @@ mod modelled {
         pub(crate) fn store_used_event(&self, idx: u16) {
             self.cells.used_event.store(idx, Relaxed);
         }
-        pub(crate) fn load_element(&self, position: u16) -> (u32, u32) {
+        pub(crate) fn load_element(&self, position: usize) -> (u32, u32) {
             let cell = &self.cells.used_ring[self.at(position)];
             (cell[0].load(Relaxed), cell[1].load(Relaxed))
         }
-        pub(crate) fn store_element(&self, position: u16, id: u32, len: u32) {
+        pub(crate) fn store_element(&self, position: usize, id: u32, len: u32) {
             let cell = &self.cells.used_ring[self.at(position)];
             cell[0].store(id, Relaxed);
             cell[1].store(len, Relaxed);

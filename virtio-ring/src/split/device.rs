@@ -108,8 +108,8 @@ impl Device {
         if state.available(ring) == 0 {
             return if state.broken { Err(Error::Broken) } else { Ok(None) };
         }
-        let head = state.head(ring, state.popped)?;
-        let first = ring.load_desc(head.0);
+        let head = state.head(ring, usize::from(state.popped))?;
+        let first = ring.load_desc(usize::from(head.0));
         let parts = chain.storage();
         let walked = match parts.first_mut() {
             Some(part) if is_single(first) => part_of(first, translate).map(|only| {
@@ -166,8 +166,8 @@ impl Device {
         };
         let mut n = 0;
         while n < count {
-            let head = burst.state.head(ring, popped.wrapping_add(n))?;
-            let first = ring.load_desc(head.0);
+            let head = burst.state.head(ring, usize::from(popped) + usize::from(n))?;
+            let first = ring.load_desc(usize::from(head.0));
             n += 1;
             burst.popped = popped.wrapping_add(n);
             // What may be skipped in the used ring: chains that surely have nothing to write.
@@ -214,7 +214,7 @@ impl Device {
                 }
                 Verdict::Done(len) => {
                     burst.end_run();
-                    ring.store_element(burst.pushed, u32::from(head.0), len);
+                    ring.store_element(usize::from(burst.pushed), u32::from(head.0), len);
                     burst.pushed = burst.pushed.wrapping_add(1);
                 }
                 Verdict::Keep => {}
@@ -244,7 +244,8 @@ impl Device {
         let state = &mut self.state;
         debug_assert_ne!(state.popped, state.pushed, "pushed more than popped");
         if state.popped != state.pushed {
-            self.ring.store_element(state.pushed, u32::from(head.0), len);
+            self.ring
+                .store_element(usize::from(state.pushed), u32::from(head.0), len);
             state.pushed = state.pushed.wrapping_add(1);
         }
     }
@@ -257,7 +258,8 @@ impl Device {
         let heads = &heads[..heads.len().min(outstanding)];
         if self.state.options.in_order {
             if let Some(last) = heads.last() {
-                self.ring.store_element(self.state.pushed, u32::from(last.0), 0);
+                self.ring
+                    .store_element(usize::from(self.state.pushed), u32::from(last.0), 0);
                 self.state.pushed = self.state.pushed.wrapping_add(heads.len() as u16);
             }
         } else {
@@ -399,7 +401,7 @@ impl State {
     }
 
     #[inline(always)]
-    fn head(&mut self, ring: &Ring, position: u16) -> Result<Head, Error> {
+    fn head(&mut self, ring: &Ring, position: usize) -> Result<Head, Error> {
         let head = ring.load_avail_entry(position);
         if head > self.mask {
             Err(self.nameless())
@@ -447,7 +449,7 @@ impl Burst<'_> {
     #[inline(always)]
     fn end_run(&mut self) {
         if let Some((position, last)) = self.run.take() {
-            self.ring.store_element(position, u32::from(last.0), 0);
+            self.ring.store_element(usize::from(position), u32::from(last.0), 0);
         }
     }
 }

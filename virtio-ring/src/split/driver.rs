@@ -53,7 +53,7 @@ struct State {
     /// IN_ORDER: completions of the time before `elements`, to be taken without looking at their elements.
     skim: u16,
     /// IN_ORDER: the device's batch being handed out: its last chain and that one's length.
-    batch: Option<(u16, u32)>,
+    batch: Option<(u32, u32)>,
     broken: bool,
     anomalies: Anomalies,
 }
@@ -78,8 +78,9 @@ struct Shadow<'a> {
 impl<'a> Shadow<'a> {
     /// Panics if the caller's `AsMut` gives fewer slots than it did to [`Driver::new`].
     #[inline(always)]
-    fn new(slots: &'a mut [Slot], mask: u16) -> Self {
-        let mask = usize::from(mask);
+    fn new(slots: &'a mut [Slot], ring: &Ring) -> Self {
+        // The ring's own mask, so that one masked index serves both.
+        let mask = ring.mask();
         Self {
             slots: &mut slots[..=mask],
             mask,
@@ -87,9 +88,9 @@ impl<'a> Shadow<'a> {
     }
 
     #[inline(always)]
-    fn at(&mut self, i: u16) -> &mut Slot {
+    fn at(&mut self, i: usize) -> &mut Slot {
         // SAFETY: masked, so below `mask + 1`, the length by this type's invariant.
-        unsafe { self.slots.get_unchecked_mut(usize::from(i) & self.mask) }
+        unsafe { self.slots.get_unchecked_mut(i & self.mask) }
     }
 }
 
@@ -153,15 +154,15 @@ impl<S: AsMut<[Slot]>> Driver<S> {
             anomalies,
             ..State::new(state.mask, state.options, index)
         };
-        let mut slots = Shadow::new(slots.as_mut(), state.mask);
+        let mut slots = Shadow::new(slots.as_mut(), ring);
         for i in 0..=state.mask {
-            *slots.at(i) = Slot {
+            *slots.at(usize::from(i)) = Slot {
                 cookie: 0,
                 writable: 0,
                 next: i.wrapping_add(1) & state.mask,
                 count: 0,
             };
-            ring.store_avail_entry(i, i);
+            ring.store_avail_entry(usize::from(i), i);
         }
         ring.store_avail_flags(0);
         ring.store_used_flags(0);
@@ -188,14 +189,14 @@ impl<S: AsMut<[Slot]>> Driver<S> {
             return Err(Error::Full);
         }
         let Self { ring, slots, state } = self;
-        let mut slots = Shadow::new(slots.as_mut(), state.mask);
+        let mut slots = Shadow::new(slots.as_mut(), ring);
         let head = state.following(&mut slots);
         for (i, segment) in chain.iter().enumerate() {
             let id = state.take(&mut slots);
             let last = i + 1 == chain.len();
             let next = if last { 0 } else { state.following(&mut slots) };
             let flags = if i < readable { 0 } else { DESC_F_WRITE } | if last { 0 } else { DESC_F_NEXT };
-            ring.store_desc(id, Desc::new(segment.addr, segment.len, flags, next));
+            ring.store_desc(usize::from(id), Desc::new(segment.addr, segment.len, flags, next));
         }
         state.post(ring, &mut slots, head, chain.len() as u16, writable, cookie);
         Ok(())
@@ -241,10 +242,10 @@ impl<S: AsMut<[Slot]>> Driver<S> {
             unsafe { store_table_entry(table.ptr.as_ptr().add(i * size_of::<wire::Desc>()), desc) };
         }
         let Self { ring, slots, state } = self;
-        let mut slots = Shadow::new(slots.as_mut(), state.mask);
+        let mut slots = Shadow::new(slots.as_mut(), ring);
         let head = state.take(&mut slots);
         let bytes = (chain.len() * size_of::<wire::Desc>()) as u32;
-        ring.store_desc(head, Desc::new(table.addr, bytes, DESC_F_INDIRECT, 0));
+        ring.store_desc(usize::from(head), Desc::new(table.addr, bytes, DESC_F_INDIRECT, 0));
         state.post(ring, &mut slots, head, 1, writable, cookie);
         Ok(())
     }
@@ -276,14 +277,13 @@ impl<S: AsMut<[Slot]>> Driver<S> {
         if state.broken {
             return 0;
         }
-        let ring = ring.clone();
-        let slots = Shadow::new(slots.as_mut(), state.mask);
+        let slots = Shadow::new(slots.as_mut(), ring);
         if !state.options.in_order {
-            state.add_linked(ring, slots, direction, buffers)
+            state.add_linked(ring.clone(), slots, direction, buffers)
         } else if state.identity && (state.cursor ^ state.avail) & state.mask == 0 {
-            state.add_round::<true, _>(ring, slots, direction, buffers)
+            state.add_round::<true, _>(ring.clone(), slots, direction, buffers)
         } else {
-            state.add_round::<false, _>(ring, slots, direction, buffers)
+            state.add_round::<false, _>(ring.clone(), slots, direction, buffers)
         }
     }
 
@@ -335,18 +335,18 @@ impl<S: AsMut<[Slot]>> Driver<S> {
     pub fn poll_each(&mut self, max: usize, each: impl FnMut(Completion)) -> usize {
         let Self { ring, slots, state } = self;
         let pending = state.pending(ring);
-        let count = usize::from(pending).min(max) as u16;
+        let count = usize::from(pending).min(max);
         if count == 0 {
             return 0;
         }
-        let slots = Shadow::new(slots.as_mut(), state.mask);
+        let slots = Shadow::new(slots.as_mut(), ring);
         if !state.options.in_order {
             state.poll_linked(ring.clone(), slots, count, each)
         } else if !state.elements {
             state.poll_skim(slots, count, each)
         } else if state.skim > 0 {
-            let count = count.min(state.skim);
-            state.skim -= count;
+            let count = count.min(usize::from(state.skim));
+            state.skim -= count as u16;
             state.poll_skim(slots, count, each)
         } else {
             state.poll_round(ring.clone(), slots, count, each)
@@ -358,17 +358,17 @@ impl<S: AsMut<[Slot]>> Driver<S> {
     ///
     /// The device must not use the ring any more (disconnected, or reset and done). Anomalies stay counted.
     pub fn detach_each(&mut self, mut each: impl FnMut(u64)) {
-        let Self { slots, state, .. } = self;
-        let mut slots = Shadow::new(slots.as_mut(), state.mask);
+        let Self { ring, slots, state } = self;
+        let mut slots = Shadow::new(slots.as_mut(), ring);
         if state.options.in_order {
             while state.in_flight > 0 {
-                let Slot { cookie, count, .. } = *slots.at(state.tail);
+                let Slot { cookie, count, .. } = *slots.at(usize::from(state.tail));
                 state.tail = state.tail.wrapping_add(count);
                 state.in_flight -= 1;
                 each(cookie);
             }
         } else {
-            for i in 0..=state.mask {
+            for i in 0..=usize::from(state.mask) {
                 if core::mem::take(&mut slots.at(i).count) != 0 {
                     state.in_flight = state.in_flight.saturating_sub(1);
                     each(slots.at(i).cookie);
@@ -463,7 +463,7 @@ impl State {
         if self.options.in_order {
             self.cursor & self.mask
         } else {
-            slots.at(self.cursor).next
+            slots.at(usize::from(self.cursor)).next
         }
     }
 
@@ -480,22 +480,13 @@ impl State {
 
     /// Enters a chain whose descriptors are taken and written into the available ring and the shadow.
     fn post(&mut self, ring: &Ring, slots: &mut Shadow<'_>, head: u16, count: u16, writable: u32, cookie: u64) {
-        let slot = slots.at(head);
+        let slot = slots.at(usize::from(head));
         slot.cookie = cookie;
         slot.writable = writable;
         slot.count = count;
-        self.enter(ring, self.avail, head);
+        enter(ring, usize::from(self.avail), usize::from(head));
+        self.identity &= (self.avail ^ head) & self.mask == 0;
         self.posted(count, 1, writable > 0);
-    }
-
-    /// `avail.ring[position] = head`, unless it says so already: an unchanged line stays in both caches.
-    #[inline(always)]
-    fn enter(&mut self, ring: &Ring, position: u16, head: u16) {
-        // What is read back here decides about this store alone: whoever forges it harms its own ring.
-        if ring.load_avail_entry(position) != head {
-            ring.store_avail_entry(position, head);
-        }
-        self.identity &= (position ^ head) & self.mask == 0;
     }
 
     #[inline(always)]
@@ -517,23 +508,27 @@ impl State {
         ring: Ring,
         mut slots: Shadow<'_>,
         direction: Direction,
-        mut buffers: I,
+        buffers: I,
     ) -> usize
     where
         I: Iterator<Item = (Segment, u64)>,
     {
         let (flags, mask) = wording(direction);
-        let (first, avail, free) = (self.cursor, self.avail, self.free);
+        let (avail, free, cursor) = (
+            usize::from(self.avail),
+            usize::from(self.free),
+            usize::from(self.cursor),
+        );
         let mut filling = Filling {
             state: self,
-            cursor: first,
+            cursor,
             added: 0,
+            scattered: 0,
             writable: mask != 0,
         };
-        while filling.added < free {
-            let Some((segment, cookie)) = buffers.next() else { break };
+        buffers.take(free).for_each(|(segment, cookie)| {
             debug_assert_ne!(segment.len, 0, "a segment is empty");
-            let id = filling.cursor;
+            let id = (cursor + filling.added) & ring.mask();
             ring.store_desc(id, Desc::new(segment.addr, segment.len, flags, 0));
             *slots.at(id) = Slot {
                 cookie,
@@ -542,43 +537,47 @@ impl State {
                 count: 1,
             };
             if !ALIGNED {
-                let state = &mut *filling.state;
-                state.enter(&ring, avail.wrapping_add(filling.added), id & state.mask);
+                enter(&ring, avail + filling.added, id);
+                filling.scattered |= (avail + filling.added) ^ id;
             }
-            filling.cursor = id.wrapping_add(1);
             filling.added += 1;
-        }
-        usize::from(filling.added)
+            filling.cursor = cursor + filling.added;
+        });
+        filling.added
     }
 
     /// Not IN_ORDER: descriptors from the list of free ones.
     #[inline(always)]
-    fn add_linked<I>(&mut self, ring: Ring, mut slots: Shadow<'_>, direction: Direction, mut buffers: I) -> usize
+    fn add_linked<I>(&mut self, ring: Ring, mut slots: Shadow<'_>, direction: Direction, buffers: I) -> usize
     where
         I: Iterator<Item = (Segment, u64)>,
     {
         let (flags, mask) = wording(direction);
-        let (cursor, avail, free) = (self.cursor, self.avail, self.free);
+        let (avail, free, cursor) = (
+            usize::from(self.avail),
+            usize::from(self.free),
+            usize::from(self.cursor),
+        );
         let mut filling = Filling {
             state: self,
             cursor,
             added: 0,
+            scattered: 0,
             writable: mask != 0,
         };
-        while filling.added < free {
-            let Some((segment, cookie)) = buffers.next() else { break };
+        buffers.take(free).for_each(|(segment, cookie)| {
             debug_assert_ne!(segment.len, 0, "a segment is empty");
-            let id = slots.at(filling.cursor).next;
+            let id = usize::from(slots.at(filling.cursor).next) & ring.mask();
             ring.store_desc(id, Desc::new(segment.addr, segment.len, flags, 0));
             let slot = slots.at(id);
             slot.cookie = cookie;
             slot.writable = segment.len & mask;
             slot.count = 1;
-            filling.state.enter(&ring, avail.wrapping_add(filling.added), id);
+            enter(&ring, avail + filling.added, id);
             filling.cursor = id;
             filling.added += 1;
-        }
-        usize::from(filling.added)
+        });
+        filling.added
     }
 
     /// How many completions are known of; looks at the index if none.
@@ -612,56 +611,43 @@ impl State {
 
     /// IN_ORDER, nothing device-writable: the index alone says all (§2.7.9), the used elements stay unread.
     #[inline(always)]
-    fn poll_skim(&mut self, mut slots: Shadow<'_>, count: u16, mut each: impl FnMut(Completion)) -> usize {
-        let tail = self.tail;
-        let mut burst = Burst {
-            state: self,
-            tail,
-            chains: 0,
-            positions: 0,
-            descriptors: 0,
-        };
-        for _ in 0..count {
-            let cookie = burst.retire_oldest(&mut slots).0;
-            burst.positions += 1;
+    fn poll_skim(&mut self, mut slots: Shadow<'_>, count: usize, mut each: impl FnMut(Completion)) -> usize {
+        let mut burst = Burst::new(self);
+        while burst.positions < count {
+            let (cookie, _) = burst.retire_oldest(&mut slots);
             each(Completion { cookie, len: 0 });
         }
-        usize::from(count)
+        count
     }
 
     /// IN_ORDER with lengths: the used element of a batch names its last chain and lies at the position of its first;
     /// those before the last were used completely (§2.7.9). A device that writes every element makes batches of one.
     #[inline(always)]
-    fn poll_round(&mut self, ring: Ring, mut slots: Shadow<'_>, count: u16, mut each: impl FnMut(Completion)) -> usize {
-        let (tail, used) = (self.tail, self.used);
-        let mut burst = Burst {
-            state: self,
-            tail,
-            chains: 0,
-            positions: 0,
-            descriptors: 0,
-        };
+    fn poll_round(
+        &mut self,
+        ring: Ring,
+        mut slots: Shadow<'_>,
+        count: usize,
+        mut each: impl FnMut(Completion),
+    ) -> usize {
+        let used = usize::from(self.used);
+        let mut burst = Burst::new(self);
         while burst.positions < count {
-            let oldest = burst.tail & burst.state.mask;
-            let len = match burst.state.batch {
-                None => {
-                    let (id, len) = ring.load_element(used.wrapping_add(burst.positions));
-                    if id == u32::from(oldest) {
-                        Some(len)
-                    } else if burst.open_batch(&mut slots, id, len) {
-                        None
-                    } else {
-                        break;
-                    }
-                }
-                Some((last, len)) if last == oldest => {
-                    burst.state.batch = None;
-                    Some(len)
-                }
-                Some(_) => None,
+            let oldest = burst.tail & ring.mask();
+            let (last, len) = match burst.batch {
+                None => ring.load_element(used + burst.positions),
+                Some(batch) => batch,
+            };
+            let len = if last as usize == oldest {
+                burst.batch = None;
+                Some(len)
+            } else if burst.batch.is_some() || burst.state.is_batch(&mut slots, oldest, burst.positions, last) {
+                burst.batch = Some((last, len));
+                None
+            } else {
+                break;
             };
             let (cookie, posted) = burst.retire_oldest(&mut slots);
-            burst.positions += 1;
             let len = match len {
                 Some(len) if len > posted => burst.state.lie(),
                 Some(len) => len,
@@ -669,7 +655,7 @@ impl State {
             };
             each(Completion { cookie, len });
         }
-        usize::from(burst.chains)
+        burst.chains
     }
 
     /// Not IN_ORDER: each element names its chain.
@@ -678,48 +664,59 @@ impl State {
         &mut self,
         ring: Ring,
         mut slots: Shadow<'_>,
-        count: u16,
+        count: usize,
         mut each: impl FnMut(Completion),
     ) -> usize {
-        let (tail, used, mask) = (self.tail, self.used, self.mask);
-        let mut burst = Burst {
-            state: self,
-            tail,
-            chains: 0,
-            positions: 0,
-            descriptors: 0,
-        };
+        let used = usize::from(self.used);
+        let mut burst = Burst::new(self);
         while burst.positions < count {
-            let (id, len) = ring.load_element(used.wrapping_add(burst.positions));
+            let (id, len) = ring.load_element(used + burst.positions);
             burst.positions += 1;
-            if id > u32::from(mask) {
+            let id = id as usize;
+            if id > ring.mask() {
                 burst.state.unknown_id();
                 continue;
             }
-            let id = id as u16;
+            let slot = slots.at(id);
             let Slot {
                 cookie,
                 writable: posted,
                 count: descriptors,
                 ..
-            } = *slots.at(id);
+            } = *slot;
             if descriptors == 0 {
                 burst.state.idle_id();
                 continue;
             }
-            slots.at(id).count = 0;
-            slots.at(burst.tail).next = id;
+            slot.count = 0;
+            slots.at(burst.tail).next = id as u16;
             burst.tail = if descriptors == 1 {
                 id
             } else {
                 last_of(&mut slots, id, descriptors)
             };
             burst.chains += 1;
-            burst.descriptors += descriptors;
+            burst.descriptors += usize::from(descriptors);
             let len = if len > posted { burst.state.lie() } else { len };
             each(Completion { cookie, len });
         }
-        usize::from(burst.chains)
+        burst.chains
+    }
+
+    /// IN_ORDER: is `id` one of the chains completed now, behind the oldest? Then all up to it are a batch.
+    #[cold]
+    fn is_batch(&mut self, slots: &mut Shadow<'_>, oldest: usize, taken: usize, id: u32) -> bool {
+        let completed = usize::from(self.seen.wrapping_sub(self.used)) - taken;
+        let mut head = oldest;
+        for _ in 0..completed {
+            if id as usize == head {
+                return true;
+            }
+            head = (head + usize::from(slots.at(head).count)) & slots.mask;
+        }
+        self.anomalies.out_of_order += 1;
+        self.broken = true;
+        false
     }
 
     #[cold]
@@ -748,26 +745,39 @@ fn wording(direction: Direction) -> (u16, u32) {
     }
 }
 
+/// `avail.ring[position] = head`, unless it says so already: an unchanged line stays in both caches.
+#[inline(always)]
+fn enter(ring: &Ring, position: usize, head: usize) {
+    // What is read back here decides about this store alone: whoever forges it harms its own ring.
+    if usize::from(ring.load_avail_entry(position)) != head {
+        ring.store_avail_entry(position, head as u16);
+    }
+}
+
 /// The last descriptor of a chain.
 #[cold]
-fn last_of(slots: &mut Shadow<'_>, head: u16, count: u16) -> u16 {
-    (1..count).fold(head, |id, _| slots.at(id).next)
+fn last_of(slots: &mut Shadow<'_>, head: usize, count: u16) -> usize {
+    (1..count).fold(head, |id, _| usize::from(slots.at(id).next))
 }
 
 /// The progress of one burst of buffers, entered when it ends: also when the caller's iterator panics.
 struct Filling<'a> {
     state: &'a mut State,
-    cursor: u16,
-    added: u16,
+    cursor: usize,
+    added: usize,
+    /// Not 0 under the mask if a head went to another position than its own.
+    scattered: usize,
     writable: bool,
 }
 
 impl Drop for Filling<'_> {
     #[inline(always)]
     fn drop(&mut self) {
-        self.state.cursor = self.cursor;
-        self.state
-            .posted(self.added, self.added, self.writable && self.added > 0);
+        let state = &mut *self.state;
+        let added = self.added as u16;
+        state.cursor = self.cursor as u16;
+        state.identity &= self.scattered as u16 & state.mask == 0;
+        state.posted(added, added, self.writable && added > 0);
     }
 }
 
@@ -775,13 +785,27 @@ impl Drop for Filling<'_> {
 /// cookie is handed out twice.
 struct Burst<'a> {
     state: &'a mut State,
-    tail: u16,
-    chains: u16,
-    positions: u16,
-    descriptors: u16,
+    tail: usize,
+    chains: usize,
+    positions: usize,
+    descriptors: usize,
+    batch: Option<(u32, u32)>,
 }
 
-impl Burst<'_> {
+impl<'a> Burst<'a> {
+    #[inline(always)]
+    fn new(state: &'a mut State) -> Self {
+        let (tail, batch) = (usize::from(state.tail), state.batch);
+        Self {
+            state,
+            tail,
+            chains: 0,
+            positions: 0,
+            descriptors: 0,
+            batch,
+        }
+    }
+
     /// IN_ORDER: takes the oldest chain out of flight; its cookie, and its bytes posted for writing.
     #[inline(always)]
     fn retire_oldest(&mut self, slots: &mut Shadow<'_>) -> (u64, u32) {
@@ -791,28 +815,11 @@ impl Burst<'_> {
             count,
             ..
         } = *slots.at(self.tail);
-        self.tail = self.tail.wrapping_add(count);
-        self.descriptors += count;
+        self.tail += usize::from(count);
+        self.descriptors += usize::from(count);
+        self.positions += 1;
         self.chains += 1;
         (cookie, writable)
-    }
-
-    /// IN_ORDER: is `id` one of the chains completed now, behind the oldest? Then all up to it are a batch.
-    #[cold]
-    fn open_batch(&mut self, slots: &mut Shadow<'_>, id: u32, len: u32) -> bool {
-        let state = &mut *self.state;
-        let completed = state.seen.wrapping_sub(state.used).wrapping_sub(self.positions);
-        let mut head = self.tail;
-        for _ in 0..completed {
-            if id == u32::from(head & state.mask) {
-                state.batch = Some((id as u16, len));
-                return true;
-            }
-            head = head.wrapping_add(slots.at(head).count);
-        }
-        state.anomalies.out_of_order += 1;
-        state.broken = true;
-        false
     }
 }
 
@@ -820,10 +827,11 @@ impl Drop for Burst<'_> {
     #[inline(always)]
     fn drop(&mut self) {
         let state = &mut *self.state;
-        state.tail = self.tail;
-        state.in_flight -= self.chains;
-        state.free += self.descriptors;
-        state.used = state.used.wrapping_add(self.positions);
+        state.tail = self.tail as u16;
+        state.batch = self.batch;
+        state.in_flight -= self.chains as u16;
+        state.free += self.descriptors as u16;
+        state.used = state.used.wrapping_add(self.positions as u16);
         if state.broken {
             // Nothing that the index announced is taken any more.
             state.seen = state.used;

@@ -83,7 +83,7 @@ pub(super) fn walk(
             return Err(Fault::NextOutOfRange);
         }
         desc = match table {
-            None => ring.load_desc(next),
+            None => ring.load_desc(usize::from(next)),
             // SAFETY: `next` is below the entries of the table, all of which `Translate` vouched for.
             Some(base) => unsafe { load_table_entry(base.add(usize::from(next) * size_of::<wire::Desc>())) },
         };
