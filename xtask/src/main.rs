@@ -1,5 +1,6 @@
 //! Developer commands: `cargo xtask peers`, `cargo xtask test`, `cargo xtask bench`.
 
+mod bench;
 mod pcap;
 mod peers;
 mod process;
@@ -41,6 +42,8 @@ enum What {
         /// Run only cases with one of these in their name
         filter: Vec<String>,
     },
+    /// Compare
+    Bench,
     /// Keeps a run's hugepages and directory, and gives them back when the run ends
     #[command(hide = true)]
     Sentinel {
@@ -73,6 +76,7 @@ fn run(what: What) -> Result<bool> {
         What::Test { require_all, list, verbose, filter } => {
             test::command(root, &test::Options { require_all, list, filter, verbose })
         }
+        What::Bench => bench::baseline(root),
         What::Sentinel { .. } => unreachable!("handled above"),
     }
 }

@@ -131,6 +131,11 @@ impl Testpmd {
         &mut self.process
     }
 
+    /// The process's id.
+    pub fn pid(&self) -> rustix::process::Pid {
+        self.process.pid()
+    }
+
     /// Runs a command and gives what it printed up to the next prompt.
     pub fn command(&mut self, line: &str) -> Result<String> {
         let mark = self.process.mark();
