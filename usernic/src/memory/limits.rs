@@ -1,0 +1,215 @@
+//! What limits huge pages: the kernel's pools and cgroups. Read when something is short, to say what.
+//!
+//! All paths are below a root that tests prepare.
+
+use std::path::{Path, PathBuf};
+
+use hugemem::PageSize;
+use rustix::fs::{Mode, OFlags, open};
+
+use super::mounts::mounts;
+
+/// A whole file of the kernel's, which are small and of unknown length.
+pub(super) fn read(path: &Path) -> Option<Vec<u8>> {
+    let file = open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
+    let mut text = Vec::new();
+    let mut chunk = [0u8; 4096];
+    loop {
+        match rustix::io::read(&file, &mut chunk) {
+            Ok(0) => return Some(text),
+            Ok(n) => text.extend_from_slice(&chunk[..n]),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(_) => return None,
+        }
+    }
+}
+
+/// A file with one number, in one read. `None` if it is not there or holds something else (`max`).
+fn number(path: &Path) -> Option<u64> {
+    let file = open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
+    let mut text = [0u8; 24];
+    let n = rustix::io::read(&file, &mut text).ok()?;
+    std::str::from_utf8(&text[..n]).ok()?.trim().parse().ok()
+}
+
+fn pool(root: &Path, page: PageSize) -> PathBuf {
+    root.join(format!("sys/kernel/mm/hugepages/hugepages-{}kB", page.bytes() >> 10))
+}
+
+/// Huge pages that the kernel has free, promised or not. `None`: it does not say.
+pub(super) fn free_pages(root: &Path, page: PageSize) -> Option<u64> {
+    number(&pool(root, page).join("free_hugepages"))
+}
+
+/// Huge pages that are free and promised to nobody, and those that the kernel would still make.
+pub(super) fn unpromised_pages(root: &Path, page: PageSize) -> Option<u64> {
+    let pool = pool(root, page);
+    let free = number(&pool.join("free_hugepages"))?;
+    let promised = number(&pool.join("resv_hugepages")).unwrap_or(0);
+    Some(free.saturating_sub(promised))
+}
+
+/// Huge pages that are free on a NUMA node.
+pub(super) fn free_pages_on(root: &Path, page: PageSize, node: u32) -> Option<u64> {
+    let kib = page.bytes() >> 10;
+    number(&root.join(format!(
+        "sys/devices/system/node/node{node}/hugepages/hugepages-{kib}kB/free_hugepages"
+    )))
+}
+
+/// A limit of the hugetlb controller.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct CgroupLimit {
+    /// The file that sets it.
+    pub(super) path: PathBuf,
+    /// Bytes that it still allows.
+    pub(super) left: u64,
+}
+
+/// The tightest limit that this process's cgroup, or one above it, puts on pages of this size; version 1 or 2, on pages
+/// in use or on those promised.
+pub(super) fn cgroup_limit(root: &Path, page: PageSize) -> Option<CgroupLimit> {
+    let size = cgroup_size(page);
+    // (limit, usage), of pages in use and of reservations: "Documentation/admin-guide/cgroup-v2.rst", HugeTLB.
+    let v1 = [
+        ("limit_in_bytes", "usage_in_bytes"),
+        ("rsvd.limit_in_bytes", "rsvd.usage_in_bytes"),
+    ];
+    let v2 = [("max", "current"), ("rsvd.max", "rsvd.current")];
+    let own = read(&root.join("proc/self/cgroup"))?;
+    let mounts = mounts(root);
+    let mut tightest: Option<CgroupLimit> = None;
+    // `4:hugetlb:/path` of version 1, `0::/path` of version 2: cgroups(7).
+    for line in String::from_utf8_lossy(&own).lines() {
+        let mut fields = line.splitn(3, ':');
+        let (Some(id), Some(controllers), Some(path)) = (fields.next(), fields.next(), fields.next()) else {
+            continue;
+        };
+        let (mount, files) = if id == "0" && controllers.is_empty() {
+            (mounts.iter().find(|m| m.kind == "cgroup2"), v2)
+        } else if controllers.split(',').any(|c| c == "hugetlb") {
+            (mounts.iter().find(|m| m.kind == "cgroup" && m.has("hugetlb")), v1)
+        } else {
+            continue;
+        };
+        let Some(mount) = mount else { continue };
+        let top = below(root, &mount.path);
+        // Inside of a container only a part of the hierarchy may be mounted.
+        let inside = Path::new(path).strip_prefix(&mount.root).unwrap_or(Path::new(""));
+        let mut dir = below(&top, inside);
+        loop {
+            for (limit, usage) in files {
+                let path = dir.join(format!("hugetlb.{size}.{limit}"));
+                let Some(most) = number(&path) else { continue };
+                let used = number(&dir.join(format!("hugetlb.{size}.{usage}"))).unwrap_or(0);
+                let left = most.saturating_sub(used);
+                if tightest.as_ref().is_none_or(|t| left < t.left) {
+                    tightest = Some(CgroupLimit { path, left });
+                }
+            }
+            if dir == top || !dir.pop() {
+                break;
+            }
+        }
+    }
+    tightest
+}
+
+/// A path as seen from the root, below another.
+fn below(root: &Path, path: &Path) -> PathBuf {
+    let mut all = root.to_path_buf();
+    all.extend(
+        path.components()
+            .filter(|c| matches!(c, std::path::Component::Normal(_))),
+    );
+    all
+}
+
+/// How cgroups name a page size: `64KB`, `2MB`, `1GB`.
+fn cgroup_size(page: PageSize) -> String {
+    match page.bytes() {
+        bytes if bytes >= 1 << 30 => format!("{}GB", bytes >> 30),
+        bytes if bytes >= 1 << 20 => format!("{}MB", bytes >> 20),
+        bytes => format!("{}KB", bytes >> 10),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PAGE: PageSize = PageSize::HUGE_2M;
+
+    /// Makes a root with these files.
+    fn root(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
+        for (path, text) in files {
+            let path = root.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        }
+        root
+    }
+
+    #[test]
+    fn pools() {
+        let root = root(&[
+            ("sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages", "10\n"),
+            ("sys/kernel/mm/hugepages/hugepages-2048kB/resv_hugepages", "4\n"),
+            (
+                "sys/devices/system/node/node1/hugepages/hugepages-2048kB/free_hugepages",
+                "7\n",
+            ),
+        ]);
+        assert_eq!(free_pages(root.path(), PAGE), Some(10));
+        assert_eq!(unpromised_pages(root.path(), PAGE), Some(6));
+        assert_eq!(free_pages_on(root.path(), PAGE, 1), Some(7));
+        assert_eq!(free_pages_on(root.path(), PAGE, 0), None);
+        assert_eq!(free_pages(root.path(), PageSize::HUGE_1G), None);
+    }
+
+    #[test]
+    fn version_2_is_walked_up() {
+        let root = root(&[
+            ("proc/self/cgroup", "0::/pod/box\n"),
+            (
+                "proc/self/mountinfo",
+                "30 20 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw,nsdelegate\n",
+            ),
+            ("sys/fs/cgroup/pod/hugetlb.2MB.max", "8388608\n"),
+            ("sys/fs/cgroup/pod/hugetlb.2MB.current", "6291456\n"),
+            ("sys/fs/cgroup/pod/box/hugetlb.2MB.max", "max\n"),
+            ("sys/fs/cgroup/pod/box/hugetlb.2MB.rsvd.max", "16777216\n"),
+        ]);
+        let limit = cgroup_limit(root.path(), PAGE).unwrap();
+        assert!(limit.path.ends_with("sys/fs/cgroup/pod/hugetlb.2MB.max"), "{limit:?}");
+        assert_eq!(limit.left, 2 << 20);
+        assert_eq!(cgroup_limit(root.path(), PageSize::HUGE_1G), None);
+    }
+
+    #[test]
+    fn version_1_in_a_container_that_sees_a_part() {
+        let root = root(&[
+            (
+                "proc/self/cgroup",
+                "5:memory:/docker/x\n4:cpu,hugetlb:/docker/x/in\n0::/\n",
+            ),
+            (
+                "proc/self/mountinfo",
+                "30 20 0:26 /docker/x /sys/fs/cgroup/hugetlb ro - cgroup cgroup rw,cpu,hugetlb\n",
+            ),
+            ("sys/fs/cgroup/hugetlb/in/hugetlb.2MB.limit_in_bytes", "4194304\n"),
+            ("sys/fs/cgroup/hugetlb/in/hugetlb.2MB.usage_in_bytes", "9999999999\n"),
+        ]);
+        let limit = cgroup_limit(root.path(), PAGE).unwrap();
+        assert!(limit.path.ends_with("hugetlb/in/hugetlb.2MB.limit_in_bytes"));
+        assert_eq!(limit.left, 0, "more in use than allowed");
+    }
+
+    #[test]
+    fn nothing_to_read_is_no_limit() {
+        assert_eq!(cgroup_limit(Path::new("/nowhere"), PAGE), None);
+        let root = root(&[("proc/self/cgroup", "\n0\n0:\n0::\n7:hugetlb:/\n")]);
+        assert_eq!(cgroup_limit(root.path(), PAGE), None);
+    }
+}
