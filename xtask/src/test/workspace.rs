@@ -107,7 +107,7 @@ fn no_std_link(ctx: &Ctx) -> Result<Outcome> {
     long(ctx, "cargo build (no_std)", command)?;
     let mut parts = Vec::new();
     for bin in ["freestanding", "with-libc"] {
-        let program = target.join("release").join(bin);
+        let program = target.join("x86_64-unknown-linux-gnu/release").join(bin);
         let size = std::fs::metadata(&program)?.len();
         super::process::run(bin, Command::new(&program), Duration::from_secs(10))
             .with_context(|| format!("{bin}: its exit status is the number of the check that failed"))?;
