@@ -3,8 +3,8 @@
 use super::walk::{Rules, is_single, is_writable, part_of, walk};
 use super::{Options, event_passed};
 use crate::segment::Shape;
-use crate::shared::{AVAIL_F_NO_INTERRUPT, Memory, Ring, USED_F_NO_NOTIFY, check_size};
-use crate::{Anomalies, Chain, Error, Fault, Head, Part, Popped, Translate};
+use crate::shared::{AVAIL_F_NO_INTERRUPT, Desc, Memory, Ring, USED_F_NO_NOTIFY, check_size};
+use crate::{Anomalies, Chain, Error, Head, Part, Popped, Translate};
 use core::slice;
 
 /// The device side. It keeps indices only.
@@ -151,30 +151,26 @@ impl Device {
         S: AsRef<[Part]> + AsMut<[Part]>,
     {
         let Self { ring, state } = self;
-        let count = usize::from(state.available(ring)).min(max) as u16;
+        let count = usize::from(state.available(ring)).min(max);
         if count == 0 {
             return if state.broken { Err(Error::Broken) } else { Ok(0) };
         }
-        let (rules, popped, pushed) = (state.rules(), state.popped, state.pushed);
+        let (rules, mask, first) = (state.rules(), state.mask, usize::from(state.popped));
         let batches = state.options.in_order;
-        let mut burst = Burst {
-            ring,
-            state,
-            popped,
-            pushed,
-            run: None,
-        };
-        let mut n = 0;
-        while n < count {
-            let head = burst.state.head(ring, usize::from(popped) + usize::from(n))?;
-            let first = ring.load_desc(usize::from(head.0));
-            n += 1;
-            burst.popped = popped.wrapping_add(n);
+        let mut burst = Burst::new(ring.clone(), state);
+        while burst.popped < count {
+            let head = burst.ring.load_avail_entry(first + burst.popped);
+            if head > mask {
+                return Err(burst.state.nameless());
+            }
+            let head = Head(head);
+            let desc = burst.ring.load_desc(usize::from(head.0));
+            burst.popped += 1;
             // What may be skipped in the used ring: chains that surely have nothing to write.
-            let (verdict, skip) = if is_single(first) {
-                match part_of(first, translate) {
+            let (verdict, skip) = if is_single(desc) {
+                match part_of(desc, translate) {
                     Ok(part) => {
-                        let (part, writable) = (slice::from_ref(&part), is_writable(first));
+                        let (part, writable) = (slice::from_ref(&part), is_writable(desc));
                         let (readable, writable) = if writable { (&[][..], part) } else { (part, &[][..]) };
                         (
                             each(Popped {
@@ -186,46 +182,54 @@ impl Device {
                             writable.is_empty(),
                         )
                     }
-                    Err(fault) => (burst.refuse(&mut each, head, fault), false),
-                }
-            } else {
-                let walked = walk(ring, rules, first, translate, chain.storage());
-                chain.set(walked);
-                match walked {
-                    Ok(_) => {
-                        let (readable, writable) = (chain.readable(), chain.writable());
+                    Err(fault) => {
+                        burst.state.unusable();
                         (
                             each(Popped {
                                 head,
-                                readable,
-                                writable,
-                                fault: None,
+                                readable: &[],
+                                writable: &[],
+                                fault: Some(fault),
                             }),
-                            writable.is_empty(),
+                            false,
                         )
                     }
-                    Err(fault) => (burst.refuse(&mut each, head, fault), false),
                 }
+            } else {
+                follow(&burst.ring, rules, desc, translate, chain);
+                let (readable, writable, fault) = (chain.readable(), chain.writable(), chain.fault());
+                if fault.is_some() {
+                    burst.state.unusable();
+                }
+                (
+                    each(Popped {
+                        head,
+                        readable,
+                        writable,
+                        fault,
+                    }),
+                    writable.is_empty() && fault.is_none(),
+                )
             };
             match verdict {
                 Verdict::Done(_) if batches && skip => {
-                    burst.run = Some((burst.run.map_or(burst.pushed, |(first, _)| first), head));
-                    burst.pushed = burst.pushed.wrapping_add(1);
+                    burst.last = head;
+                    burst.run += 1;
+                    burst.pushed += 1;
                 }
                 Verdict::Done(len) => {
                     burst.end_run();
-                    ring.store_element(usize::from(burst.pushed), u32::from(head.0), len);
-                    burst.pushed = burst.pushed.wrapping_add(1);
+                    burst.ring.store_element(burst.pushed, u32::from(head.0), len);
+                    burst.pushed += 1;
                 }
                 Verdict::Keep => {}
                 Verdict::Stop => {
-                    n -= 1;
-                    burst.popped = popped.wrapping_add(n);
+                    burst.popped -= 1;
                     break;
                 }
             }
         }
-        Ok(usize::from(n))
+        Ok(burst.popped)
     }
 
     /// Gives the last `n` popped chains back: they will be popped again. None of them may have been pushed. Returns how
@@ -423,33 +427,52 @@ impl State {
     }
 }
 
+/// The slow path: a chain of several descriptors, into `chain`.
+#[inline(never)]
+fn follow<T, S>(ring: &Ring, rules: Rules, first: Desc, translate: &T, chain: &mut Chain<S>)
+where
+    T: Translate,
+    S: AsRef<[Part]> + AsMut<[Part]>,
+{
+    let walked = walk(ring, rules, first, translate, chain.storage());
+    chain.set(walked);
+}
+
 /// The progress of one burst, entered when it ends: also when the caller's closure panics, which leaves the chain that
 /// it was called with popped and not pushed.
 struct Burst<'a> {
-    ring: &'a Ring,
+    ring: Ring,
     state: &'a mut State,
-    popped: u16,
-    pushed: u16,
-    /// IN_ORDER: the position of the first of a run of chains to be completed by one element, and the last of them.
-    run: Option<(u16, Head)>,
+    /// Chains popped by this burst.
+    popped: usize,
+    /// The used index, with what this burst pushed.
+    pushed: usize,
+    /// IN_ORDER: how many of those, at the end, still wait for the one element that completes them all, which names the
+    /// last.
+    run: usize,
+    last: Head,
 }
 
-impl Burst<'_> {
-    #[cold]
-    fn refuse(&mut self, each: &mut impl FnMut(Popped<'_>) -> Verdict, head: Head, fault: Fault) -> Verdict {
-        self.state.unusable();
-        each(Popped {
-            head,
-            readable: &[],
-            writable: &[],
-            fault: Some(fault),
-        })
+impl<'a> Burst<'a> {
+    #[inline(always)]
+    fn new(ring: Ring, state: &'a mut State) -> Self {
+        let pushed = usize::from(state.pushed);
+        Self {
+            ring,
+            state,
+            popped: 0,
+            pushed,
+            run: 0,
+            last: Head(0),
+        }
     }
 
     #[inline(always)]
     fn end_run(&mut self) {
-        if let Some((position, last)) = self.run.take() {
-            self.ring.store_element(usize::from(position), u32::from(last.0), 0);
+        if self.run != 0 {
+            self.ring
+                .store_element(self.pushed.wrapping_sub(self.run), u32::from(self.last.0), 0);
+            self.run = 0;
         }
     }
 }
@@ -458,7 +481,7 @@ impl Drop for Burst<'_> {
     #[inline(always)]
     fn drop(&mut self) {
         self.end_run();
-        self.state.popped = self.popped;
-        self.state.pushed = self.pushed;
+        self.state.popped = self.state.popped.wrapping_add(self.popped as u16);
+        self.state.pushed = self.pushed as u16;
     }
 }
