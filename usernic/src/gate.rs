@@ -134,6 +134,11 @@ impl<T> ControlSide<T> {
         unsafe { &mut *self.shared.value.get() }
     }
 
+    /// Whether the data side can come in.
+    pub(crate) fn is_open(&self) -> bool {
+        !self.closed
+    }
+
     /// Opens the gate.
     pub(crate) fn open(&mut self) {
         self.closed = false;

@@ -11,7 +11,7 @@ use virtio_ring::split::{Device, Verdict};
 use virtio_ring::{Chain, Head, Part};
 
 use super::raw::NET_HEADER;
-use crate::copy::copy;
+use crate::copy::{copy, prefetch, prefetch_write};
 use crate::packet::{Burst, Packet};
 use crate::pool::{self, Cache, Meta};
 use crate::regions::Regions;
@@ -137,57 +137,56 @@ impl BackPair {
             return 0;
         }
         let start = burst.len();
-        let room = burst.room();
-        if cache.reserve(room) == 0 {
-            counters.rx_no_buffer.add(1);
+        // A frame takes at least a buffer.
+        let room = burst.room().min(STAGE);
+        let room = room.min(cache.reserve(room));
+        if room == 0 {
+            if burst.room() > 0 {
+                counters.rx_no_buffer.add(1);
+            }
             return 0;
         }
+        let limit = cache.pool().room() as usize;
         let mut bytes = 0u64;
         let mut errors = 0u64;
         let mut full = false;
-        let _ = ring.device.pop_each(&**memory, chain, room, |popped| {
-            let packet = match popped.readable {
-                [only] if only.len as usize > NET_HEADER && only.len as usize - NET_HEADER <= cache.pool().room() as usize => {
-                    let Some(mut meta) = cache.pop() else {
-                        full = true;
-                        return Verdict::Stop;
-                    };
-                    let len = only.len as usize - NET_HEADER;
-                    // SAFETY: the buffer is ours and holds `room` bytes after the headroom; the part is valid for
-                    // reads of its length.
-                    unsafe {
-                        let m = meta.as_mut();
-                        copy(only.ptr.as_ptr().add(NET_HEADER), m.data(), len);
-                        m.len = len as u32;
-                        bytes += len as u64;
-                        Packet::from_meta(meta)
-                    }
-                }
-                parts => match gather(parts, cache) {
+        // First all descriptors, then the bytes: these are on their way meanwhile. The frames are given back (and their
+        // memory may be reused) by `publish`, after the copies.
+        let mut stage = Stage::new();
+        let _ = ring.device.pop_each(&**memory, chain, room, |popped| match popped.readable {
+            [only] if (only.len as usize).wrapping_sub(NET_HEADER + 1) < limit => {
+                let ptr = only.ptr.as_ptr().wrapping_add(NET_HEADER);
+                prefetch(ptr);
+                stage.push(ptr, only.len as usize - NET_HEADER);
+                Verdict::Done(0)
+            }
+            parts => {
+                // Frames stay in order: what is staged goes first.
+                bytes += stage.receive(cache, burst);
+                match gather(parts, cache, room - (burst.len() - start)) {
                     Ok(Some(packet)) => {
                         bytes += packet.len() as u64;
-                        packet
+                        // SAFETY: at most `room` chains are popped, a packet each.
+                        unsafe { burst.push_unchecked(packet) };
                     }
-                    Ok(None) => {
-                        errors += 1;
-                        return Verdict::Done(0);
-                    }
+                    Ok(None) => errors += 1,
                     Err(NoBuffers) => {
                         full = true;
                         return Verdict::Stop;
                     }
-                },
-            };
-            // SAFETY: at most `room` chains are popped, a packet each.
-            unsafe { burst.push_unchecked(packet) };
-            Verdict::Done(0)
+                }
+                Verdict::Done(0)
+            }
         });
+        bytes += stage.receive(cache, burst);
         let n = burst.len() - start;
         if n > 0 || errors > 0 {
             ring.publish();
             counters.rx_packets.add(n as u64);
             counters.rx_bytes.add(bytes);
-            counters.rx_errors.add(errors);
+            if errors > 0 {
+                counters.rx_errors.add(errors);
+            }
         }
         if full {
             counters.rx_no_buffer.add(1);
@@ -204,26 +203,25 @@ impl BackPair {
         let mut at = 0;
         let mut bytes = 0u64;
         let mut dropped = 0u64;
-        loop {
+        while at < burst.len() {
             let rest = &burst[at..];
-            let mut n = 0;
+            let rest = &rest[..rest.len().min(STAGE)];
             let mut stopped = false;
+            // First all descriptors, then the bytes: the lines that are written are on their way meanwhile.
+            let mut stage = Stage::new();
             let _ = ring.device.pop_each(&**memory, chain, rest.len(), |popped| {
                 if popped.fault.is_some() {
                     return Verdict::Done(0);
                 }
-                let meta = rest[n].meta();
+                let Some(packet) = rest.get(stage.count) else { return Verdict::Stop };
+                let meta = packet.meta();
                 let total = meta.len as usize + NET_HEADER;
                 match popped.writable {
                     [only] if meta.next.is_none() && only.len as usize >= total => {
-                        // SAFETY: the part is valid for writes of its length, which is enough; the packet is ours.
-                        unsafe {
-                            let to = only.ptr.as_ptr();
-                            to.cast::<[u8; NET_HEADER]>().write_unaligned(PLAIN);
-                            copy(meta.data(), to.add(NET_HEADER), meta.len as usize);
-                        }
-                        bytes += u64::from(meta.len);
-                        n += 1;
+                        let ptr = only.ptr.as_ptr();
+                        prefetch_write(ptr);
+                        prefetch_write(ptr.wrapping_add(NET_HEADER));
+                        stage.push(ptr, meta.len as usize);
                         Verdict::Done(total as u32)
                     }
                     _ => {
@@ -232,17 +230,20 @@ impl BackPair {
                     }
                 }
             });
+            let n = stage.count;
+            bytes += stage.send(rest);
             at += n;
-            if !stopped || at == burst.len() {
+            if stopped {
+                let packet = &burst[at];
+                match scatter(&mut ring.device, memory, chain, *mergeable, packet) {
+                    Fit::Sent => bytes += packet.len() as u64,
+                    Fit::NoRoom => break,
+                    Fit::Never => dropped += 1,
+                }
+                at += 1;
+            } else if n == 0 {
                 break;
             }
-            let packet = &burst[at];
-            match scatter(&mut ring.device, memory, chain, *mergeable, packet) {
-                Fit::Sent => bytes += packet.len() as u64,
-                Fit::NoRoom => break,
-                Fit::Never => dropped += 1,
-            }
-            at += 1;
         }
         if at > 0 {
             ring.publish();
@@ -254,7 +255,9 @@ impl BackPair {
             unsafe { burst.forget_front(at) };
             counters.tx_packets.add(at as u64 - dropped);
             counters.tx_bytes.add(bytes);
-            counters.tx_errors.add(dropped);
+            if dropped > 0 {
+                counters.tx_errors.add(dropped);
+            }
         }
         at
     }
@@ -298,18 +301,82 @@ impl BackPair {
     }
 }
 
+/// Frames of one part each, between the look at their descriptors and the copy of their bytes.
+struct Stage {
+    frames: [(*mut u8, usize); STAGE],
+    count: usize,
+}
+
+/// Frames that are staged at a time.
+const STAGE: usize = 32;
+
+impl Stage {
+    #[inline(always)]
+    fn new() -> Self {
+        Stage { frames: [(std::ptr::null_mut(), 0); STAGE], count: 0 }
+    }
+
+    #[inline(always)]
+    fn push(&mut self, ptr: *mut u8, len: usize) {
+        // `count` is below STAGE: no more than that is popped.
+        if let Some(place) = self.frames.get_mut(self.count) {
+            *place = (ptr, len);
+            self.count += 1;
+        }
+    }
+
+    /// Copies the staged frames into buffers of the cache, which has enough; their bytes.
+    #[inline(always)]
+    fn receive(&mut self, cache: &mut Cache, burst: &mut Burst) -> u64 {
+        let mut bytes = 0;
+        for &(ptr, len) in &self.frames[..self.count] {
+            let Some(mut meta) = cache.pop() else { break };
+            // SAFETY: the buffer is ours, and `len` was checked against its room; the part is valid for reads of its
+            // length. The burst has room: at most that many chains were popped.
+            unsafe {
+                let m = meta.as_mut();
+                copy(ptr, m.data(), len);
+                m.len = len as u32;
+                burst.push_unchecked(Packet::from_meta(meta));
+            }
+            bytes += len as u64;
+        }
+        self.count = 0;
+        bytes
+    }
+
+    /// Copies packets of one segment to where they are staged to; their bytes.
+    #[inline(always)]
+    fn send(&self, packets: &[Packet]) -> u64 {
+        let mut bytes = 0;
+        for (&(ptr, len), packet) in self.frames[..self.count].iter().zip(packets) {
+            // SAFETY: the part is valid for writes of header and frame, as checked when it was staged; the packet is
+            // ours.
+            unsafe {
+                ptr.cast::<[u8; NET_HEADER]>().write_unaligned(PLAIN);
+                copy(packet.meta().data(), ptr.add(NET_HEADER), len);
+            }
+            bytes += len as u64;
+        }
+        bytes
+    }
+}
+
 struct NoBuffers;
 
-/// Copies a frame that is in several parts, or does not fit one buffer. `None`: it is no frame.
+/// Copies a frame that is in several parts, or does not fit one buffer, if that leaves `others` buffers in the cache.
+/// `None`: it is no frame.
 #[cold]
 #[inline(never)]
-fn gather(parts: &[Part], cache: &mut Cache) -> Result<Option<Packet>, NoBuffers> {
+fn gather(parts: &[Part], cache: &mut Cache, others: usize) -> Result<Option<Packet>, NoBuffers> {
     let total: usize = parts.iter().map(|p| p.len as usize).sum();
     if total <= NET_HEADER || total - NET_HEADER > MAX_FRAME {
         return Ok(None);
     }
     let room = cache.pool().room() as usize;
-    if cache.reserve((total - NET_HEADER).div_ceil(room)) < (total - NET_HEADER).div_ceil(room) {
+    // The buffers that the burst's other frames need stay reserved.
+    let needed = (total - NET_HEADER).div_ceil(room) + others;
+    if cache.reserve(needed) < needed {
         return Err(NoBuffers);
     }
     let first = cache.pop().ok_or(NoBuffers)?;

@@ -4,7 +4,7 @@ mod back;
 mod front;
 mod raw;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Weak};
@@ -12,11 +12,12 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, epoll};
 
-pub(crate) use back::BackPair;
+pub(crate) use back::{BackPair, BackRing};
 pub(crate) use front::Pair as FrontPair;
 pub use raw::{Buffer, MAX_SEGMENTS, RawQueue, RawRing, TooManySegments};
 pub(crate) use raw::NET_HEADER;
 
+use crate::copy::prefetch_write;
 use crate::gate::DataSide;
 use crate::packet::{Burst, Packet};
 use crate::pool::{self, Cache};
@@ -110,7 +111,11 @@ impl Queue {
         for _ in 0..count {
             let Some(meta) = parts.cache.pop() else { break };
             // SAFETY: the buffer is ours; count is at most the room.
-            unsafe { burst.push_unchecked(Packet::from_meta(meta)) };
+            unsafe {
+                // The other side had these lines last, and they are about to be written.
+                prefetch_write(meta.as_ref().data());
+                burst.push_unchecked(Packet::from_meta(meta));
+            }
         }
         count
     }

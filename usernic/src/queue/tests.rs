@@ -16,22 +16,22 @@ use crate::pool::{Cache, Pool};
 use crate::regions::Regions;
 use crate::stats::Counters;
 
-struct Both {
-    front: Pair,
-    front_cache: Cache,
-    front_pool: Arc<Pool>,
-    front_counters: Counters,
-    back: BackPair,
-    back_cache: Cache,
-    back_pool: Arc<Pool>,
-    back_counters: Counters,
+pub(crate) struct Both {
+    pub(crate) front: Pair,
+    pub(crate) front_cache: Cache,
+    pub(crate) front_pool: Arc<Pool>,
+    pub(crate) front_counters: Counters,
+    pub(crate) back: BackPair,
+    pub(crate) back_cache: Cache,
+    pub(crate) back_pool: Arc<Pool>,
+    pub(crate) back_counters: Counters,
 }
 
 fn event() -> OwnedFd {
     eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC).unwrap()
 }
 
-fn both(size: u16, options: Options, mergeable: bool, room: u32) -> Both {
+pub(crate) fn both(size: u16, options: Options, mergeable: bool, room: u32) -> Both {
     let layout = Layout::new(size).unwrap();
     let at = (2 * layout.len).next_multiple_of(4096);
     let count = 4 * u32::from(size) + 256;
