@@ -28,10 +28,10 @@ pub struct Driver<S> {
 struct State {
     options: Options,
     mask: u16,
-    /// IN_ORDER: the next descriptor to take. Else: the descriptor taken last, whose slot's `next` is the first free one.
+    /// The next descriptor to take, if one is free. Not IN_ORDER: the slot's `next` is the one to take after it.
     cursor: u16,
-    /// IN_ORDER: the first descriptor of the oldest chain in flight. Else: the last free descriptor, or, if none is
-    /// free, the same as `cursor`.
+    /// IN_ORDER: the first descriptor of the oldest chain in flight. Else: the last of the free ones. If none is free,
+    /// that one ends a chain in flight, and its slot's `next` is anything.
     tail: u16,
     /// Free descriptors.
     free: u16,
@@ -190,11 +190,11 @@ impl<S: AsMut<[Slot]>> Driver<S> {
         }
         let Self { ring, slots, state } = self;
         let mut slots = Shadow::new(slots.as_mut(), ring);
-        let head = state.following(&mut slots);
+        let head = state.cursor;
         for (i, segment) in chain.iter().enumerate() {
             let id = state.take(&mut slots);
             let last = i + 1 == chain.len();
-            let next = if last { 0 } else { state.following(&mut slots) };
+            let next = if last { 0 } else { state.cursor };
             let flags = if i < readable { 0 } else { DESC_F_WRITE } | if last { 0 } else { DESC_F_NEXT };
             ring.store_desc(usize::from(id), Desc::new(segment.addr, segment.len, flags, next));
         }
@@ -437,8 +437,8 @@ impl State {
         Self {
             options,
             mask,
-            // Not IN_ORDER: all descriptors are free in the order of the table, and the last was "taken last".
-            cursor: if options.in_order { 0 } else { mask },
+            cursor: 0,
+            // Not IN_ORDER: all descriptors are free, in the order of the table.
             tail: if options.in_order { 0 } else { mask },
             free: mask + 1,
             in_flight: 0,
@@ -457,23 +457,14 @@ impl State {
         }
     }
 
-    /// The descriptor that [`State::take`] takes next.
-    #[inline(always)]
-    fn following(&self, slots: &mut Shadow<'_>) -> u16 {
-        if self.options.in_order {
-            self.cursor & self.mask
-        } else {
-            slots.at(usize::from(self.cursor)).next
-        }
-    }
-
+    /// Takes a free descriptor. There is one.
     #[inline(always)]
     fn take(&mut self, slots: &mut Shadow<'_>) -> u16 {
-        let id = self.following(slots);
+        let id = self.cursor;
         self.cursor = if self.options.in_order {
-            self.cursor.wrapping_add(1)
+            (id + 1) & self.mask
         } else {
-            id
+            slots.at(usize::from(id)).next
         };
         id
     }
@@ -541,7 +532,7 @@ impl State {
                 filling.scattered |= (avail + filling.added) ^ id;
             }
             filling.added += 1;
-            filling.cursor = cursor + filling.added;
+            filling.cursor = (id + 1) & ring.mask();
         });
         filling.added
     }
@@ -567,14 +558,14 @@ impl State {
         };
         buffers.take(free).for_each(|(segment, cookie)| {
             debug_assert_ne!(segment.len, 0, "a segment is empty");
-            let id = usize::from(slots.at(filling.cursor).next) & ring.mask();
+            let id = filling.cursor & ring.mask();
             ring.store_desc(id, Desc::new(segment.addr, segment.len, flags, 0));
             let slot = slots.at(id);
+            filling.cursor = usize::from(slot.next);
             slot.cookie = cookie;
             slot.writable = segment.len & mask;
             slot.count = 1;
             enter(&ring, avail + filling.added, id);
-            filling.cursor = id;
             filling.added += 1;
         });
         filling.added
@@ -668,6 +659,7 @@ impl State {
         mut each: impl FnMut(Completion),
     ) -> usize {
         let used = usize::from(self.used);
+        let mut empty = self.free == 0;
         let mut burst = Burst::new(self);
         while burst.positions < count {
             let (id, len) = ring.load_element(used + burst.positions);
@@ -690,6 +682,10 @@ impl State {
             }
             slot.count = 0;
             slots.at(burst.tail).next = id as u16;
+            if empty {
+                burst.state.cursor = id as u16;
+                empty = false;
+            }
             burst.tail = if descriptors == 1 {
                 id
             } else {
