@@ -547,3 +547,6 @@ impl fmt::Debug for Burst {
         f.debug_struct("Burst").field("len", &self.len()).field("capacity", &self.capacity()).finish()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -19,7 +19,7 @@
 //! | `queue_size` | virtio-user | 256 | descriptors of each ring: a power of two, 2 to 32768 |
 //! | `mac` | both | random, locally administered | the port's address |
 //! | `mtu` | both | 1500 | 68 to 9710 (a frame of 9728 with VLAN tag and without FCS) |
-//! | `mrg_rxbuf` | virtio-user | 1 | 0: one buffer a received frame |
+//! | `mrg_rxbuf` | virtio-user | 1 if a frame of `mtu` does not fit `buffer_size` | 1: a received frame may take several buffers |
 //! | `in_order` | both | 1 | buffers are used in the order in which they were made available |
 //! | `event_idx` | both | 0 for virtio-user, 1 for vhost | suppress notifications by index; pays for ports that sleep |
 //! | `indirect` | both | 1 | indirect descriptors |
@@ -108,8 +108,8 @@ pub struct PortSpec {
     pub mac: Option<[u8; 6]>,
     /// The largest packet without its Ethernet header, in bytes.
     pub mtu: u16,
-    /// Offer VIRTIO_NET_F_MRG_RXBUF.
-    pub mrg_rxbuf: bool,
+    /// Ask for VIRTIO_NET_F_MRG_RXBUF; `None`: if a frame of `mtu` does not fit `buffer_size`.
+    pub mrg_rxbuf: Option<bool>,
     /// Offer VIRTIO_F_IN_ORDER.
     pub in_order: bool,
     /// Offer VIRTIO_F_EVENT_IDX.
@@ -213,7 +213,7 @@ impl PortSpec {
             queue_size: 256,
             mac: None,
             mtu: 1500,
-            mrg_rxbuf: true,
+            mrg_rxbuf: None,
             in_order: true,
             event_idx: kind == Kind::Vhost,
             indirect: true,
@@ -229,6 +229,15 @@ impl PortSpec {
         }
     }
 
+    /// Whether to ask for VIRTIO_NET_F_MRG_RXBUF.
+    ///
+    /// Mergeable buffers cost a look at the header of each frame, which the other side has just written. So they are
+    /// asked for only where they are needed.
+    pub fn mergeable(&self) -> bool {
+        // A frame is longer than the MTU by the Ethernet header and a VLAN tag.
+        self.mrg_rxbuf.unwrap_or(u32::from(self.mtu) + 18 > self.buffer_size)
+    }
+
     fn set(&mut self, key: &str, value: &str) -> Result<(), SpecError> {
         match key {
             "path" | "iface" => self.path = PathBuf::from(value),
@@ -237,7 +246,7 @@ impl PortSpec {
             "queue_size" => self.queue_size = queue_size(key, value)?,
             "mac" => self.mac = Some(mac(key, value)?),
             "mtu" => self.mtu = number(key, value, 68, 9710)?,
-            "mrg_rxbuf" => self.mrg_rxbuf = flag(key, value)?,
+            "mrg_rxbuf" => self.mrg_rxbuf = Some(flag(key, value)?),
             "in_order" => self.in_order = flag(key, value)?,
             "event_idx" => self.event_idx = flag(key, value)?,
             "indirect" => self.indirect = flag(key, value)?,
@@ -416,7 +425,7 @@ mod tests {
                 .unwrap();
         assert_eq!(spec.kind, Kind::VirtioUser);
         assert_eq!((spec.queues, spec.queue_size, spec.reversed, spec.speed), (2, 1024, true, 10_000));
-        assert_eq!((spec.mrg_rxbuf, spec.in_order), (false, false));
+        assert_eq!((spec.mrg_rxbuf, spec.in_order), (Some(false), false));
         assert_eq!(spec.mac, Some([2, 0x11, 0x22, 0x33, 0x44, 0x55]));
         let spec: PortSpec = "net_vhost0,iface=/tmp/s,queues=4,client=1".parse().unwrap();
         assert_eq!((spec.kind, spec.queues, spec.reversed), (Kind::Vhost, 4, true));

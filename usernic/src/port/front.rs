@@ -119,7 +119,7 @@ impl Control {
     fn bring_up(&mut self, mut session: FrontendSession) -> Result<(), Error> {
         let spec = &self.inner.spec;
         let mut wanted = Features::VERSION_1;
-        wanted.set(Features::NET_MRG_RXBUF, spec.mrg_rxbuf);
+        wanted.set(Features::NET_MRG_RXBUF, spec.mergeable());
         wanted.set(Features::IN_ORDER, spec.in_order);
         wanted.set(Features::RING_EVENT_IDX, spec.event_idx);
         wanted.set(Features::RING_INDIRECT_DESC, spec.indirect);
