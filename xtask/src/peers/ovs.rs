@@ -81,7 +81,7 @@ impl Ovs {
             Process::spawn("ovs-vswitchd", switch, &Surroundings { hugetlbfs, no_stdin: true, ..Default::default() })?;
         wait_for_file(&run.join("vswitchd.ctl"), &mut vswitchd)?;
 
-        let mut ovs = Ovs { found: found.clone(), run: run.to_owned(), ports: Vec::new(), vswitchd, ovsdb };
+        let ovs = Ovs { found: found.clone(), run: run.to_owned(), ports: Vec::new(), vswitchd, ovsdb };
         ovs.vsctl(&["add-br", "br0", "--", "set", "bridge", "br0", "datapath_type=netdev"])?;
         ovs.ofctl(&["del-flows"], &[])?;
         Ok(ovs)

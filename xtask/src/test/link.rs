@@ -29,7 +29,7 @@ impl Usernic {
         let surroundings = Surroundings { cpus: vec![0], no_stdin: true, ..Default::default() };
         let command = Self::command(ctx, args);
         let line = crate::peers::shown(&command);
-        Process::spawn(&format!("usernic {}", args.first().unwrap_or(&"")), command, &surroundings).context(line)
+        Process::spawn(&format!("usernic {}", args.iter().find(|a| !a.starts_with('-')).unwrap_or(&"")), command, &surroundings).context(line)
     }
 }
 
@@ -55,7 +55,7 @@ impl Link<'_> {
     pub fn start(&self, ctx: &Ctx, tag: &str, frames: &[Vec<u8>]) -> Result<Capturing> {
         let out = ctx.dir.join(format!("{tag}-out.pcap"));
         let count = frames.len().to_string();
-        let args = ["capture", "--port", self.capture, "--pcap", path(&out)?, "--count", &count];
+        let args = ["-v", "capture", "--wait", "30", "--port", self.capture, "--pcap", path(&out)?, "--count", &count];
         let process = Usernic::spawn(ctx, &args)?;
         Ok(Capturing { process, sent: frames.to_vec(), tag: tag.to_owned() })
     }
@@ -65,13 +65,17 @@ impl Link<'_> {
         let input = ctx.dir.join(format!("{}-in.pcap", capturing.tag));
         pcap::write(&input, &capturing.sent)?;
         let rate = self.rate.to_string();
-        Usernic::spawn(ctx, &["replay", "--port", self.replay, "--pcap", path(&input)?, "--rate", &rate])
+        // Few at a time, so that a small ring behind a busy peer is not overrun after a pause.
+        let burst = (self.rate / 250).clamp(2, 32).to_string();
+        let args = ["replay", "--wait", "30", "--port", self.replay, "--pcap", path(&input)?, "--rate", &rate, "--burst", &burst];
+        Usernic::spawn(ctx, &args)
     }
 
     /// Sends the frames through, when both ends can come up by themselves, and compares.
     pub fn transfer(&self, ctx: &Ctx, tag: &str, frames: &[Vec<u8>], up: impl FnOnce() -> Result<()>) -> Result<()> {
-        let capturing = self.start(ctx, tag, frames)?;
+        let mut capturing = self.start(ctx, tag, frames)?;
         up()?;
+        capturing.process().wait_for("link up", 0, Duration::from_secs(30))?;
         let mut replay = self.replay(ctx, &capturing)?;
         replay.wait_success(LIMIT)?;
         capturing.finish(ctx)
