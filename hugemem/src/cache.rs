@@ -14,6 +14,7 @@ use crate::{Pool, PutError};
 ///
 /// The numbers are in the cache itself, 4 bytes each: with the default of 256 it is one KiB large.
 pub struct Cache<P: Deref<Target = Pool>, const N: usize = 256> {
+    /// Never more than `N`: the unsafe blocks here rely on it.
     len: usize,
     pool: P,
     ids: [u32; N],
@@ -38,7 +39,8 @@ impl<P: Deref<Target = Pool>, const N: usize> Cache<P, N> {
         }
         // The last place that is used; none if there is none.
         let last = self.len.checked_sub(1)?;
-        let id = *self.ids.get(last)?;
+        // SAFETY: len <= N, so last < N.
+        let id = unsafe { *self.ids.get_unchecked(last) };
         self.len = last;
         self.pool.take(id);
         Some(id)
@@ -51,19 +53,35 @@ impl<P: Deref<Target = Pool>, const N: usize> Cache<P, N> {
     #[inline]
     pub fn put(&mut self, id: u32) -> Result<(), PutError> {
         self.pool.release(id)?;
-        if self.len >= N {
+        self.keep(id);
+        Ok(())
+    }
+
+    /// Gives a buffer back without a look at its state.
+    ///
+    /// # Safety
+    /// The buffer is the pool's, and the caller has it: it got it from this pool and has not put it since. `P` gives the
+    /// same pool at every call.
+    #[inline]
+    pub unsafe fn put_unchecked(&mut self, id: u32) {
+        // SAFETY: a buffer of the pool, as the caller says.
+        unsafe { self.pool.release_unchecked(id) };
+        self.keep(id);
+    }
+
+    #[inline(always)]
+    fn keep(&mut self, id: u32) {
+        if self.len == N {
             self.flush_half();
         }
-        if let Some(place) = self.ids.get_mut(self.len) {
-            *place = id;
-            self.len += 1;
-        }
-        Ok(())
+        // SAFETY: len <= N, and after half of it was flushed len < N.
+        unsafe { *self.ids.get_unchecked_mut(self.len) = id };
+        self.len += 1;
     }
 
     /// Gives all buffers of the cache back to the pool, as before a thread rests for long.
     pub fn flush(&mut self) {
-        let len = core::mem::take(&mut self.len).min(N);
+        let len = core::mem::take(&mut self.len);
         self.pool.push(&self.ids[..len]);
     }
 

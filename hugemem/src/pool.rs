@@ -65,7 +65,8 @@ const TAKEN: u8 = 1;
 
 /// The private memory: the links, then the states.
 struct Meta {
-    base: NonNull<u8>,
+    links: NonNull<Link>,
+    states: NonNull<AtomicU8>,
     count: usize,
     bytes: usize,
 }
@@ -80,9 +81,13 @@ impl Meta {
             -1,
         )
         .map_err(|errno| Error::Map { errno })?;
+        let (links, count) = (base.cast::<Link>(), count as usize);
+        // SAFETY: the links and then the states are inside of the mapping.
+        let states = unsafe { links.add(count) }.cast();
         Ok(Meta {
-            base,
-            count: count as usize,
+            links,
+            states,
+            count,
             bytes,
         })
     }
@@ -90,23 +95,20 @@ impl Meta {
     #[inline(always)]
     fn links(&self) -> &[Link] {
         // SAFETY: the mapping begins with `count` links; zero is a value of theirs, and a page's alignment suffices.
-        unsafe { core::slice::from_raw_parts(self.base.as_ptr().cast::<Link>(), self.count) }
+        unsafe { core::slice::from_raw_parts(self.links.as_ptr(), self.count) }
     }
 
     #[inline(always)]
     fn states(&self) -> &[AtomicU8] {
         // SAFETY: after the links the mapping has `count` bytes, which are only used as atomics.
-        unsafe {
-            let states = self.base.as_ptr().cast::<Link>().add(self.count).cast::<AtomicU8>();
-            core::slice::from_raw_parts(states, self.count)
-        }
+        unsafe { core::slice::from_raw_parts(self.states.as_ptr(), self.count) }
     }
 }
 
 impl Drop for Meta {
     fn drop(&mut self) {
         // SAFETY: mapped in `new`; the slices borrow self.
-        unsafe { sys::munmap(self.base, self.bytes) };
+        unsafe { sys::munmap(self.links.cast(), self.bytes) };
     }
 }
 
@@ -179,11 +181,9 @@ impl Pool {
     /// The buffers are this pool's, all different, and the caller has them: it got them from this pool and has not put
     /// them since.
     pub unsafe fn put_bulk_unchecked(&self, ids: &[u32]) {
-        let states = self.meta.states();
         for &id in ids {
-            debug_assert!((id as usize) < states.len());
-            // SAFETY: a buffer of this pool, so it has a state.
-            unsafe { states.get_unchecked(id as usize) }.store(FREE, Ordering::Relaxed);
+            // SAFETY: a buffer of this pool.
+            unsafe { self.release_unchecked(id) };
         }
         self.push(ids);
     }
@@ -263,6 +263,17 @@ impl Pool {
         }
         state.store(FREE, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// Notes that the buffer is free.
+    ///
+    /// # Safety
+    /// `id` is less than the pool's count.
+    #[inline(always)]
+    pub(crate) unsafe fn release_unchecked(&self, id: u32) {
+        debug_assert!(id < self.slab.count);
+        // SAFETY: a buffer of this pool, so it has a state.
+        unsafe { self.meta.states().get_unchecked(id as usize) }.store(FREE, Ordering::Relaxed);
     }
 }
 

@@ -276,3 +276,220 @@ fn map_aligned(len: usize, page: PageSize, flags: c_int, fd: c_int) -> Result<No
     }
     Ok(base)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::string::String;
+
+    use super::*;
+
+    const MIB: usize = 1 << 20;
+
+    /// The line of /proc/self/maps with this address, if any.
+    fn map_of(address: usize) -> Option<String> {
+        std::fs::read_to_string("/proc/self/maps")
+            .unwrap()
+            .lines()
+            .find_map(|line| {
+                let (range, _) = line.split_once(' ')?;
+                let (start, end) = range.split_once('-')?;
+                let number = |text| usize::from_str_radix(text, 16).unwrap();
+                (number(start)..number(end)).contains(&address).then(|| line.into())
+            })
+    }
+
+    fn check(segment: &Segment, len: usize) {
+        let page = segment.page_size().bytes();
+        assert!(segment.len() >= len && segment.len() < len + page && segment.len().is_multiple_of(page));
+        let base = segment.base().as_ptr();
+        assert_eq!(base as usize % if len >= THP { THP } else { page }, 0);
+        assert!(sys::resident(segment.base(), segment.len(), page), "not populated");
+        for offset in [0, len - 1, segment.len() - 1] {
+            // SAFETY: inside of the segment, which nobody else has.
+            unsafe {
+                assert_eq!(base.add(offset).read_volatile(), 0);
+                base.add(offset).write_volatile(7);
+                assert_eq!(base.add(offset).read_volatile(), 7);
+                base.add(offset).write_volatile(0);
+            }
+        }
+    }
+
+    #[test]
+    fn plain_memory_is_there_and_aligned() {
+        // Several at a time, so that not all are aligned by chance.
+        for len in [1, 4096, 4097, 2 * MIB - 1, 2 * MIB, 3 * MIB + 5] {
+            let segments: [_; 3] =
+                core::array::from_fn(|_| Segment::memfd(c"plain", len, PageSize::BASE, None).unwrap());
+            segments.iter().for_each(|segment| check(segment, len));
+            let anonymous = Segment::anonymous(len, PageSize::BASE, None).unwrap();
+            check(&anonymous, len);
+            assert_eq!(anonymous.fd(), None);
+        }
+    }
+
+    #[test]
+    fn the_way_of_older_kernels() {
+        for len in [1, 3 * MIB] {
+            let fd = Fd(create(c"older", PageSize::BASE).unwrap());
+            let len = round(len, PageSize::BASE).unwrap();
+            sys::ftruncate(fd.0, len).unwrap();
+            check(
+                &Segment::map(fd, len, PageSize::BASE, None, Populate::Allocate).unwrap(),
+                len,
+            );
+            check(
+                &Segment::map(Fd(-1), len, PageSize::BASE, None, Populate::Allocate).unwrap(),
+                len,
+            );
+        }
+    }
+
+    #[test]
+    fn a_memfd_cannot_be_truncated() {
+        let segment = Segment::memfd(c"sealed", 8192, PageSize::BASE, None).unwrap();
+        let fd = segment.fd().unwrap();
+        assert_eq!(sys::ftruncate(fd, 4096), Err(libc::EPERM));
+        assert_eq!(sys::ftruncate(fd, 1 << 20), Err(libc::EPERM));
+        assert_eq!(
+            sys::add_seals(fd, libc::F_SEAL_WRITE),
+            Err(libc::EPERM),
+            "no further seals"
+        );
+        // SAFETY: asks for the descriptor's flags.
+        assert_eq!(unsafe { libc::fcntl(fd, libc::F_GETFD) }, libc::FD_CLOEXEC);
+    }
+
+    #[test]
+    fn both_sides_see_the_same_bytes() {
+        let segment = Segment::memfd(c"both", 4096, PageSize::BASE, None).unwrap();
+        // SAFETY: a duplicate of an open descriptor.
+        let peer = unsafe { libc::dup(segment.fd().unwrap()) };
+        let other = sys::mmap(4096, PROT, libc::MAP_SHARED, peer).unwrap();
+        // SAFETY: both mappings are 4096 bytes long and of this test alone.
+        unsafe {
+            segment.base().as_ptr().add(100).write_volatile(42);
+            assert_eq!(other.as_ptr().add(100).read_volatile(), 42);
+            sys::munmap(other, 4096);
+        }
+        sys::close(peer);
+    }
+
+    #[test]
+    fn dropping_gives_everything_back() {
+        let segment = Segment::memfd(c"hugemem-drop-test", 3 * MIB, PageSize::BASE, None).unwrap();
+        assert!(
+            map_of(segment.base().as_ptr() as usize)
+                .unwrap()
+                .contains("hugemem-drop-test")
+        );
+        drop(segment);
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        assert!(!maps.contains("hugemem-drop-test"));
+        let open = std::fs::read_dir("/proc/self/fd")
+            .unwrap()
+            .filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
+        assert!(
+            !open
+                .into_iter()
+                .any(|path| path.to_string_lossy().contains("hugemem-drop-test"))
+        );
+    }
+
+    #[test]
+    fn a_file_becomes_a_segment() {
+        use std::os::fd::IntoRawFd;
+        let file = tempfile::tempfile().unwrap();
+        // SAFETY: the descriptor is given away.
+        let segment = unsafe { Segment::file(file.into_raw_fd(), 10_000, None) }.unwrap();
+        check(&segment, 10_000);
+        assert_eq!(segment.page_size(), PageSize::BASE);
+    }
+
+    #[test]
+    fn a_file_that_is_none_is_refused_and_closed() {
+        use std::os::fd::IntoRawFd;
+        let fd = std::fs::File::open("/dev/null").unwrap().into_raw_fd();
+        // SAFETY: the descriptor is given away.
+        let error = unsafe { Segment::file(fd, 10_000, None) }.unwrap_err();
+        assert!(matches!(error, Error::Resize { errno: libc::EINVAL }), "{error}");
+        // SAFETY: asks for the flags of a descriptor that may not exist.
+        let open = unsafe { libc::fcntl(fd, libc::F_GETFD) } >= 0;
+        let link = std::fs::read_link(std::format!("/proc/self/fd/{fd}"));
+        assert!(
+            !open || link.unwrap() != std::path::Path::new("/dev/null"),
+            "another test may have the number by now"
+        );
+    }
+
+    #[test]
+    fn lengths_that_are_none() {
+        for len in [0, usize::MAX, isize::MAX as usize + 1] {
+            for page in [PageSize::BASE, PageSize::HUGE_1G] {
+                assert_eq!(Segment::memfd(c"len", len, page, None).unwrap_err(), Error::Length);
+                assert_eq!(Segment::anonymous(len, page, None).unwrap_err(), Error::Length);
+            }
+        }
+    }
+
+    #[test]
+    fn more_than_there_is_is_an_error() {
+        // 64 TiB: addresses enough, memory not.
+        let error = Segment::memfd(c"much", 1 << 46, PageSize::HUGE_2M, None).unwrap_err();
+        assert!(
+            matches!(error, Error::Shortage { .. } | Error::PageSize { .. }),
+            "{error}"
+        );
+        let odd = PageSize::huge(1 << 23).unwrap();
+        assert_eq!(
+            Segment::memfd(c"odd", 1, odd, None).unwrap_err(),
+            Error::PageSize { page: 1 << 23 }
+        );
+        assert_eq!(
+            Segment::anonymous(1, odd, None).unwrap_err(),
+            Error::PageSize { page: 1 << 23 }
+        );
+    }
+
+    #[test]
+    fn nodes() {
+        match Segment::memfd(c"node", 4096, PageSize::BASE, Some(0)) {
+            Ok(segment) => check(&segment, 4096),
+            Err(Error::Numa {
+                node: 0,
+                errno: libc::EPERM | libc::ENOSYS,
+            }) => {
+                std::eprintln!("SKIPPED nodes: mbind(2) is forbidden here");
+                return;
+            }
+            Err(error) => panic!("{error}"),
+        }
+        for node in [1023, 1024, u32::MAX] {
+            let error = Segment::memfd(c"node", 4096, PageSize::BASE, Some(node)).unwrap_err();
+            assert_eq!(
+                error,
+                Error::Numa {
+                    node,
+                    errno: libc::EINVAL
+                }
+            );
+        }
+    }
+
+    #[test]
+    fn page_sizes() {
+        assert_eq!(PageSize::huge(2 * MIB), Some(PageSize::HUGE_2M));
+        assert_eq!(PageSize::huge(3 * MIB), None);
+        assert_eq!(PageSize::huge(4096), None);
+        assert_eq!(PageSize::HUGE_1G.bytes(), 1 << 30);
+        assert_eq!(
+            std::format!("{} {:?}", PageSize::HUGE_2M, PageSize::HUGE_1G),
+            "2 MiB PageSize(1 GiB)"
+        );
+        assert_eq!(
+            PageSize::huge(64 << 10).unwrap().flag() as c_int,
+            libc::MFD_HUGE_64KB as c_int
+        );
+        assert_eq!(PageSize::HUGE_1G.flag() as c_int, libc::MFD_HUGE_1GB as c_int);
+    }
+}

@@ -59,8 +59,11 @@ impl Stack {
         loop {
             let mut id = top(head);
             let mut got = 0;
-            while id != NIL && got < out.len() {
-                out[got] = id;
+            for place in out.iter_mut() {
+                if id == NIL {
+                    break;
+                }
+                *place = id;
                 got += 1;
                 id = links[id as usize].load(Ordering::Relaxed);
             }
@@ -120,4 +123,189 @@ fn top(head: u64) -> u32 {
 /// The head that follows `head` with `id` on top: the next tag.
 fn next(head: u64, id: u32) -> u64 {
     ((head >> ID_BITS).wrapping_add(1) << ID_BITS) | u64::from(id)
+}
+
+#[cfg(all(test, loom))]
+mod model {
+    //! All interleavings of a few threads: `RUSTFLAGS="--cfg loom" cargo test -p hugemem --release --lib model`.
+
+    use std::vec::Vec;
+
+    use loom::cell::UnsafeCell;
+    use loom::sync::Arc;
+    use loom::thread;
+
+    use super::*;
+
+    /// A stack, and bytes behind each buffer that loom watches: two threads in one buffer at a time are a failure.
+    struct Shared {
+        stack: Stack,
+        links: Vec<Link>,
+        bytes: Vec<UnsafeCell<u32>>,
+    }
+
+    impl Shared {
+        fn new(count: u32) -> Arc<Self> {
+            Arc::new(Shared {
+                stack: Stack::full(count),
+                links: (0..count).map(|id| Link::new(initial_link(id, count))).collect(),
+                bytes: (0..count).map(|_| UnsafeCell::new(0)).collect(),
+            })
+        }
+
+        fn get(&self, out: &mut [u32]) -> usize {
+            let got = self.stack.get(&self.links, out);
+            for &id in &out[..got] {
+                // SAFETY: the buffer is this thread's alone, which is what loom checks here.
+                self.bytes[id as usize].with_mut(|bytes| unsafe { *bytes += 1 });
+            }
+            got
+        }
+
+        fn put(&self, ids: &[u32]) {
+            for &id in ids {
+                // SAFETY: as above.
+                self.bytes[id as usize].with_mut(|bytes| unsafe { *bytes += 1 });
+            }
+            self.stack.put(&self.links, ids);
+        }
+
+        /// Takes everything: each buffer must be there once.
+        fn check(&self, count: u32) {
+            let mut all = [NIL; 8];
+            let got = self.get(&mut all);
+            all[..got].sort_unstable();
+            assert!(all[..got].iter().copied().eq(0..count), "{:?} of {count}", &all[..got]);
+            assert_eq!(self.stack.len(), 0);
+        }
+    }
+
+    /// Runs `bodies` at the same time on a full stack of `count`, in all ways with up to `preemptions` preemptions.
+    fn explore(count: u32, preemptions: usize, bodies: &'static [fn(&Shared)]) {
+        let mut model = loom::model::Builder::new();
+        model.preemption_bound = Some(preemptions);
+        model.check(move || {
+            let shared = Shared::new(count);
+            let threads: Vec<_> = bodies
+                .iter()
+                .map(|body| {
+                    let shared = Arc::clone(&shared);
+                    thread::spawn(move || body(&shared))
+                })
+                .collect();
+            for thread in threads {
+                thread.join().unwrap();
+            }
+            shared.check(count);
+        });
+    }
+
+    fn one_by_one(shared: &Shared) {
+        for _ in 0..2 {
+            let mut id = [NIL];
+            if shared.get(&mut id) == 1 {
+                shared.put(&id);
+            }
+        }
+    }
+
+    fn in_bulk(shared: &Shared) {
+        let mut ids = [NIL; 2];
+        let got = shared.get(&mut ids);
+        shared.put(&ids[..got]);
+    }
+
+    /// Puts them in the other order, which is what fools a stack without a tag.
+    fn turned(shared: &Shared) {
+        let mut ids = [NIL; 2];
+        let got = shared.get(&mut ids);
+        ids[..got].reverse();
+        shared.put(&ids[..got]);
+    }
+
+    #[test]
+    fn bulks_and_singles() {
+        explore(3, 3, &[in_bulk, one_by_one]);
+    }
+
+    #[test]
+    fn the_same_on_top_again() {
+        explore(3, 3, &[turned, in_bulk]);
+    }
+
+    #[test]
+    fn three_threads_on_two_buffers() {
+        explore(2, 2, &[one_by_one, turned, in_bulk]);
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::vec::Vec;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn full(count: u32) -> (Stack, Vec<Link>) {
+        (
+            Stack::full(count),
+            (0..count).map(|id| Link::new(initial_link(id, count))).collect(),
+        )
+    }
+
+    #[test]
+    fn it_is_a_stack() {
+        let (stack, links) = full(5);
+        let mut out = [NIL; 8];
+        assert_eq!(stack.get(&links, &mut out[..2]), 2);
+        assert_eq!(out[..2], [0, 1]);
+        stack.put(&links, &[1, 0]);
+        assert_eq!(stack.get(&links, &mut []), 0);
+        stack.put(&links, &[]);
+        assert_eq!(stack.len(), 5);
+        assert_eq!(stack.get(&links, &mut out), 5);
+        assert_eq!(out[..5], [0, 1, 2, 3, 4]);
+        assert_eq!(stack.get(&links, &mut out), 0);
+        stack.put(&links, &[3]);
+        assert_eq!((stack.get(&links, &mut out), out[0], stack.len()), (1, 3, 0));
+    }
+
+    #[test]
+    fn the_tag_wraps() {
+        let head = (u64::MAX << ID_BITS) | 7;
+        assert_eq!(next(head, 9), 9);
+        assert_eq!(top(next(head, NIL)), NIL);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// Against a Vec, with the top at its end.
+        #[test]
+        fn as_a_vec(count in 1u32..40, steps in prop::collection::vec((any::<bool>(), 0usize..12, any::<u64>()), 0..120)) {
+            let (stack, links) = full(count);
+            let mut model: Vec<u32> = (0..count).rev().collect();
+            let mut held: Vec<u32> = Vec::new();
+            for (put, n, seed) in steps {
+                if put {
+                    let n = n.min(held.len());
+                    if !held.is_empty() {
+                        let turn = seed as usize % held.len();
+                        held.rotate_left(turn);
+                    }
+                    let ids: Vec<u32> = held.drain(..n).collect();
+                    stack.put(&links, &ids);
+                    model.extend(&ids);
+                } else {
+                    let mut out = std::vec![NIL; n];
+                    let got = stack.get(&links, &mut out);
+                    let expected: Vec<u32> = model.split_off(model.len() - n.min(model.len())).into_iter().rev().collect();
+                    prop_assert_eq!(&out[..got], &expected[..]);
+                    held.extend(&out[..got]);
+                }
+                prop_assert_eq!(stack.len() as usize, model.len());
+            }
+        }
+    }
 }
