@@ -428,10 +428,8 @@ fn refusals_change_nothing() {
         entries: 4,
     };
     // SAFETY: the table is the arena.
-    assert_eq!(
-        unsafe { driver.add_indirect(table, &[segment], 0, 0) },
-        Err(Error::NotNegotiated)
-    );
+    let refused = unsafe { driver.add_indirect(table, &[segment], 0, 0) };
+    assert_eq!(refused, Err(Error::NotNegotiated));
     driver.add(&[segment; 3], 3, 0).unwrap();
     assert_eq!(driver.add(&[segment; 2], 2, 0), Err(Error::Full));
     assert_eq!((driver.free(), driver.in_flight()), (1, 1));

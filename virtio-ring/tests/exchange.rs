@@ -36,21 +36,21 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     let lens = || prop::collection::vec(1u16..2000, 0..4);
     let shapes = || (lens(), lens()).prop_filter("a chain has segments", |(r, w)| !r.is_empty() || !w.is_empty());
     let step = prop_oneof![
-        3 => shapes().prop_map(|(readable, writable)| Step::Add { readable, writable }),
-        2 => shapes().prop_map(|(readable, writable)| Step::AddIndirect { readable, writable }),
-        3 => (any::<bool>(), 0u16..40, 1u16..2000)
+        24 => shapes().prop_map(|(readable, writable)| Step::Add { readable, writable }),
+        16 => shapes().prop_map(|(readable, writable)| Step::AddIndirect { readable, writable }),
+        24 => (any::<bool>(), 0u16..40, 1u16..2000)
             .prop_map(|(writable, count, len)| Step::AddEach { writable, count, len }),
-        4 => Just(Step::Publish),
-        4 => (0u16..40).prop_map(Step::Poll),
-        3 => Just(Step::Pop),
-        3 => (0u16..40, 0u16..8, 1u16..40).prop_map(|(max, keep, stop)| Step::PopEach { max, keep, stop }),
-        1 => (0u16..4).prop_map(Step::Undo),
-        6 => (any::<u16>(), any::<u16>()).prop_map(|(which, len)| Step::Push { which, len }),
-        1 => (0u16..8).prop_map(Step::PushBatch),
-        4 => Just(Step::DevicePublish),
-        1 => any::<bool>().prop_map(Step::DriverNotify),
-        1 => any::<bool>().prop_map(Step::DeviceNotify),
-        1 => (0u8..8).prop_filter_map("rarely", |n| (n == 0).then_some(Step::Detach)),
+        32 => Just(Step::Publish),
+        32 => (0u16..40).prop_map(Step::Poll),
+        24 => Just(Step::Pop),
+        24 => (0u16..40, 0u16..8, 1u16..40).prop_map(|(max, keep, stop)| Step::PopEach { max, keep, stop }),
+        8 => (0u16..4).prop_map(Step::Undo),
+        48 => (any::<u16>(), any::<u16>()).prop_map(|(which, len)| Step::Push { which, len }),
+        8 => (0u16..8).prop_map(Step::PushBatch),
+        32 => Just(Step::DevicePublish),
+        8 => any::<bool>().prop_map(Step::DriverNotify),
+        8 => any::<bool>().prop_map(Step::DeviceNotify),
+        1 => Just(Step::Detach),
     ];
     prop::collection::vec(step, 1..300)
 }
@@ -413,12 +413,7 @@ impl World {
     }
 
     fn detach(self) -> Self {
-        let Self {
-            mut driver,
-            device,
-            rings,
-            ..
-        } = self;
+        let Self { mut driver, rings, .. } = self;
         let mut left: Vec<u64> = self.added.iter().map(|posted| posted.cookie).collect();
         left.extend(self.popped.iter().map(|(_, posted)| posted.cookie));
         left.extend(self.pushed.iter().map(|(posted, _)| posted.cookie));
@@ -431,8 +426,7 @@ impl World {
         seen.sort_unstable();
         assert_eq!(seen, left);
         assert_eq!((driver.in_flight(), driver.free()), (0, self.size));
-        drop(device);
-        // SAFETY: as in `new`; the old device is gone.
+        // SAFETY: as in `new`; the old device is used no more.
         let device = unsafe { Device::new(rings.memory(), self.size, self.options, 0).unwrap() };
         let next = Self::new(self.size, self.options, 0);
         Self {
