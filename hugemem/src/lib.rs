@@ -69,3 +69,8 @@ pub use error::{Error, PutError};
 pub use page::PageSize;
 pub use pool::{MAX_BUFFERS, Pool, Slab};
 pub use segment::Segment;
+
+/// The README's example is compiled and run as well.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

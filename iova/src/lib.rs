@@ -30,3 +30,8 @@ mod table;
 
 pub use range::Range;
 pub use table::{Error, Hint, Region, Table};
+
+/// The README's example is compiled and run as well.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
