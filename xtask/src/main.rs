@@ -42,8 +42,27 @@ enum What {
         /// Run only cases with one of these in their name
         filter: Vec<String>,
     },
-    /// Compare
-    Bench,
+    /// Compare with DPDK and with the kernel, side by side in one run
+    Bench {
+        /// Write the results here, too
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+        /// Few and short windows: to see whether it works
+        #[arg(long)]
+        quick: bool,
+        /// Only these metrics; * stands for anything, as in virtio_user.*
+        #[arg(long, value_name = "GLOB")]
+        metric: Vec<String>,
+        /// DPDK's own pair alone, and the bare ring
+        #[arg(long)]
+        baseline: bool,
+    },
+    /// The programs that a bench measures
+    #[command(hide = true)]
+    BenchWorker {
+        #[command(subcommand)]
+        mode: bench::WorkerMode,
+    },
     /// Keeps a run's hugepages and directory, and gives them back when the run ends
     #[command(hide = true)]
     Sentinel {
@@ -70,13 +89,18 @@ fn run(what: What) -> Result<bool> {
     if let What::Sentinel { pages, remove } = &what {
         return scratch::sentinel(*pages, remove).map(|()| true);
     }
+    if let What::BenchWorker { mode } = &what {
+        return bench::worker_main(mode).map(|()| true);
+    }
     process::handle_signals()?;
     match what {
         What::Peers { check } => peers::command(root, check),
         What::Test { require_all, list, verbose, filter } => {
             test::command(root, &test::Options { require_all, list, filter, verbose })
         }
-        What::Bench => bench::baseline(root),
-        What::Sentinel { .. } => unreachable!("handled above"),
+        What::Bench { json, quick, metric, baseline } => {
+            bench::command(root, &bench::Options { json, quick, metric, baseline })
+        }
+        What::Sentinel { .. } | What::BenchWorker { .. } => unreachable!("handled above"),
     }
 }

@@ -83,7 +83,7 @@ pub fn frames(lengths: impl IntoIterator<Item = usize>) -> Vec<Vec<u8>> {
         frame.extend_from_slice(&(i as u32).to_be_bytes());
         let mut random = Random(i as u64 + 1);
         while frame.len() < len {
-            frame.extend_from_slice(&random.next().to_le_bytes());
+            frame.extend_from_slice(&random.draw().to_le_bytes());
         }
         frame.truncate(len);
         frame
@@ -96,8 +96,7 @@ pub struct Random(pub u64);
 
 impl Random {
     /// The next number.
-    #[expect(clippy::should_implement_trait, reason = "it never ends, so it is no iterator")]
-    pub fn next(&mut self) -> u64 {
+    pub fn draw(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

@@ -1,38 +1,457 @@
-//! `cargo xtask bench`.
+//! `cargo xtask bench`: ours beside DPDK's, and beside the kernel's, in one run.
+//!
+//! | part | what it does |
+//! |---|---|
+//! | [`windows`] | A B A B between two variants, which windows count, ratios |
+//! | [`cores`] | how far apart the two CPUs are; the bare ring |
+//! | [`dpdk`], [`ours`], [`latency`], [`kernel`] | the variants |
+//! | [`worker`], [`protocol`], `dpdk_probe.c` | the programs that are measured, and how we speak with them |
+//! | [`startup`], [`instructions`] | what is counted rather than timed |
+//! | [`report`] | the table and the JSON |
+//!
+//! To add a metric that is timed in windows: make its two sides [`windows::Variant`]s, give it a name in [`METRICS`]
+//! and a place in [`Bench::run`].
 
 mod cores;
 mod dpdk;
+mod instructions;
+mod kernel;
+mod latency;
 mod load;
+mod ours;
+mod protocol;
+mod report;
+mod startup;
 mod stats;
 mod windows;
+mod worker;
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
-use anyhow::{Context as _, Result};
-use crate::peers::Found;
-use crate::scratch::Scratch;
-use load::Load;
-use windows::{Plan, alone};
 
-pub fn baseline(root: &std::path::Path) -> Result<bool> {
-    let cpus = cores::two()?;
-    let scratch = Scratch::new(256)?;
-    let found = Found::search(root);
-    let testpmd = found.testpmd.as_ref().context("dpdk-testpmd is missing: cargo xtask peers")?;
-    let huge = |n: &str| -> Result<_> { if scratch.pages() > 0 { scratch.subdir(n).map(Some) } else { Ok(None) } };
-    let ms = Duration::from_millis;
-    let plan = Plan { cpus, settle: ms(60), window: ms(300), pairs: 9, tries: 30, limit: ms(60_000) };
-    for bytes in [64, 1518] {
-        println!("limit.spsc {bytes} {:.1} {:?}", cores::spsc(cpus, bytes, ms(300))?, cores::probe(cpus, ms(4))?);
-    }
-    let mut pair = dpdk::Pair::start(testpmd, "d", (
-        dpdk::Place { dir: scratch.dir().into(), huge: huge("hf")?, cpus: (cpus.1, cpus.0) },
-        dpdk::Place { dir: scratch.dir().into(), huge: huge("hb")?, cpus },
-    ), 1024)?;
-    for size in [64, 1518] {
-        for load in Load::ALL {
-            pair.prepare(load, size)?;
-            println!("{} {size} {:?}", load.name(), alone(&plan, &mut pair));
+use anyhow::{Context as _, Result, bail};
+
+use crate::peers::{Found, Program, is_root, which};
+use crate::process::{self, Process, Surroundings};
+use crate::scratch::Scratch;
+use dpdk::Place;
+use latency::{Alone, DpdkTrips, OursTrips, Percentile};
+use load::Load;
+use protocol::Worker;
+use report::{Report, Row};
+use windows::Plan;
+
+/// Frame lengths of the metrics, without FCS.
+const SIZES: [usize; 2] = [64, 1518];
+
+/// Entries of the rings in the throughput metrics.
+const QUEUE: u16 = 1024;
+
+/// Hugepages for three testpmd and a probe at a time.
+const PAGES: usize = 288;
+
+/// Names of metrics, for `--metric`; `*` stands for anything.
+const METRICS: &[&str] = &[
+    "limit.spsc", "virtio_user.tx", "virtio_user.rx", "virtio_user.loop32", "virtio_user.loop512", "both.tx",
+    "both.rx", "both.loop32", "both.loop512", "latency.p50.1", "latency.p99.1", "latency.p50.32", "latency.p99.32",
+    "startup.exec_to_first_packet", "memory.resident", "memory.huge", "startup.syscalls", "kernel.udp.tx",
+    "kernel.af_packet.tx", "kernel.udp.latency", "kernel.af_packet.latency", "instructions.tx", "instructions.rx",
+    "instructions.alloc", "instructions.free",
+];
+
+/// What the command line asked for.
+pub struct Options {
+    /// Where the JSON goes.
+    pub json: Option<PathBuf>,
+    /// Fewer and shorter windows: to see whether it works, not to believe.
+    pub quick: bool,
+    /// Which metrics; all if none.
+    pub metric: Vec<String>,
+    /// No comparison: DPDK's own pair alone, to see whether this machine reproduces what is known of it.
+    pub baseline: bool,
+}
+
+/// What a hidden subcommand runs: the programs that are measured.
+#[derive(clap::Subcommand)]
+pub enum WorkerMode {
+    /// One port and its commands on standard input
+    Run(WorkerArguments),
+    /// One packet there and back
+    First(WorkerArguments),
+    /// Both sides in one thread, for callgrind
+    Instructions(WorkerArguments),
+    /// A veth pair
+    Kernel(WorkerArguments),
+}
+
+/// Their arguments.
+#[derive(clap::Args)]
+pub struct WorkerArguments {
+    #[arg(long)]
+    spec: String,
+    #[arg(long, value_delimiter = ',', default_value = "0,1")]
+    cpus: Vec<usize>,
+    #[arg(long, default_value = "0")]
+    bursts: u64,
+    #[arg(long, default_value = "64")]
+    size: usize,
+}
+
+/// Runs one of them.
+pub fn worker_main(mode: &WorkerMode) -> Result<()> {
+    let cpus = |a: &WorkerArguments| -> Result<(usize, usize)> {
+        match a.cpus[..] {
+            [control, data] => Ok((control, data)),
+            _ => bail!("--cpus CONTROL,DATA"),
+        }
+    };
+    match mode {
+        WorkerMode::Run(a) => worker::main(&a.spec, cpus(a)?),
+        WorkerMode::First(a) => worker::first(&a.spec),
+        WorkerMode::Instructions(a) => instructions::main(&a.spec, a.bursts, a.size),
+        WorkerMode::Kernel(a) => {
+            let sockets = if a.spec == "udp" { kernel::Sockets::Udp } else { kernel::Sockets::Packet };
+            kernel::main(sockets, cpus(a)?)
         }
     }
-    Ok(true)
+}
+
+/// Whether a name matches a pattern with `*`.
+fn matches(pattern: &str, name: &str) -> bool {
+    match pattern.split_once('*') {
+        None => pattern == name,
+        Some((start, rest)) => {
+            name.strip_prefix(start).is_some_and(|tail| (0..=tail.len()).any(|i| tail.is_char_boundary(i) && matches(rest, &tail[i..])))
+        }
+    }
+}
+
+/// `cargo xtask bench`.
+pub fn command(root: &Path, options: &Options) -> Result<bool> {
+    for pattern in &options.metric {
+        if !METRICS.iter().any(|name| matches(pattern, name)) {
+            bail!("no metric is called {pattern}; there are: {}", METRICS.join(" "));
+        }
+    }
+    let cpus = cores::two()?;
+    let found = Found::search(root);
+    let scratch = Scratch::new(if is_root() { PAGES } else { 0 })?;
+    let ms = Duration::from_millis;
+    let plan = if options.quick {
+        Plan { cpus, settle: ms(30), window: ms(60), pairs: 3, tries: 8, limit: ms(8_000) }
+    } else {
+        Plan { cpus, settle: ms(60), window: ms(300), pairs: 9, tries: 60, limit: ms(90_000) }
+    };
+    let peer = match &found.testpmd {
+        Some(testpmd) => dpdk_version(testpmd),
+        None => "none".into(),
+    };
+    println!("peer: {peer}; hugepages: {}; CPUs {} and {}", scratch.pages(), cpus.0, cpus.1);
+    println!("{}", report::heading());
+    let mut bench = Bench { options, cpus, plan, testpmd: found.testpmd, scratch, report: Report::new(peer, options.quick) };
+    let outcome = if options.baseline { bench.baseline() } else { bench.run() };
+    if let Some(path) = &options.json {
+        bench.report.write(path)?;
+        println!("written: {}", path.display());
+    }
+    outcome?;
+    Ok(bench.report.rows.iter().all(|r| r.error.is_none()))
+}
+
+fn dpdk_version(testpmd: &Program) -> String {
+    let mut command = testpmd.command();
+    command.arg("--version");
+    let text = process::run("dpdk-testpmd", command, Duration::from_secs(10)).unwrap_or_default();
+    text.lines().find_map(|l| l.split_once("DPDK").map(|(_, v)| format!("DPDK {}", v.trim_start_matches([' ', '\''])))).unwrap_or_else(|| "DPDK".into()).trim_end_matches('\'').to_owned()
+}
+
+struct Bench<'a> {
+    options: &'a Options,
+    cpus: (usize, usize),
+    plan: Plan,
+    testpmd: Option<Program>,
+    scratch: Scratch,
+    report: Report,
+}
+
+impl Bench<'_> {
+    fn wanted(&self, name: &str) -> bool {
+        self.options.metric.is_empty() || self.options.metric.iter().any(|p| matches(p, name))
+    }
+
+    fn any(&self, prefix: &str) -> bool {
+        METRICS.iter().any(|name| name.starts_with(prefix) && self.wanted(name))
+    }
+
+    fn testpmd(&self) -> Result<Program> {
+        self.testpmd.clone().context("DPDK is missing: cargo xtask peers")
+    }
+
+    /// Where a peer mounts its hugetlbfs, if it can.
+    fn huge(&self, name: &str) -> Result<Option<PathBuf>> {
+        if self.scratch.pages() > 0 { self.scratch.subdir(&format!("huge-{name}")).map(Some) } else { Ok(None) }
+    }
+
+    /// The side that forwards on the second CPU.
+    fn back(&self, name: &str) -> Result<Place> {
+        Ok(Place { dir: self.scratch.dir().to_owned(), huge: self.huge(name)?, cpus: self.cpus })
+    }
+
+    /// The side that forwards on the first CPU.
+    fn front(&self, name: &str) -> Result<Place> {
+        Ok(Place { cpus: (self.cpus.1, self.cpus.0), ..self.back(name)? })
+    }
+
+    fn front_cpus(&self) -> (usize, usize) {
+        (self.cpus.1, self.cpus.0)
+    }
+
+    fn run(&mut self) -> Result<()> {
+        type Part<'a> = fn(&mut Bench<'a>) -> Result<()>;
+        let parts: [(&str, Part<'_>); 7] = [
+            ("limit.", Self::limit),
+            ("virtio_user.", Self::virtio_user),
+            ("both.", Self::both),
+            ("latency.", Self::latency),
+            ("startup.", Self::startup),
+            ("kernel.", Self::kernel),
+            ("instructions.", Self::instructions),
+        ];
+        for (prefix, part) in parts {
+            if self.any(prefix) || (prefix == "startup." && self.any("memory.")) {
+                process::check_interrupted()?;
+                if let Err(error) = part(self) {
+                    process::check_interrupted()?;
+                    self.report.add(Row::failed(&format!("{prefix}*"), None, "", &error));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn limit(&mut self) -> Result<()> {
+        for bytes in SIZES {
+            let mut ring = BareRing { cpus: self.cpus, bytes, window: self.plan.window };
+            let plan = Plan { settle: Duration::ZERO, window: Duration::ZERO, ..self.plan };
+            let result = windows::alone(&plan, &mut ring);
+            self.report.add(Row::alone("limit.spsc", bytes, "Mpps", result));
+        }
+        Ok(())
+    }
+
+    fn virtio_user(&mut self) -> Result<()> {
+        let testpmd = self.testpmd()?;
+        let mut ours = ours::OnDpdk::start(&testpmd, "o", self.front_cpus(), self.back("ob")?, QUEUE)?;
+        let mut peer = dpdk::Pair::start(&testpmd, "d", (self.front("df")?, self.back("db")?), QUEUE)?;
+        for bytes in SIZES {
+            for load in Load::ALL {
+                let name = format!("virtio_user.{}", load.name());
+                if self.wanted(&name) {
+                    ours.prepare(load, bytes)?;
+                    peer.prepare(load, bytes)?;
+                    let result = windows::compare(&self.plan, &mut ours, &mut peer);
+                    process::check_interrupted()?;
+                    self.report.add(Row::compared(&name, bytes, "Mpps", true, "DPDK virtio_user", result));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn both(&mut self) -> Result<()> {
+        let testpmd = self.testpmd()?;
+        let dir = self.scratch.dir().to_owned();
+        let mut ours = ours::Both::start(&dir, "u", self.front_cpus(), self.cpus, QUEUE)?;
+        let mut peer = dpdk::Pair::start(&testpmd, "e", (self.front("ef")?, self.back("eb")?), QUEUE)?;
+        for bytes in SIZES {
+            for load in Load::ALL {
+                let name = format!("both.{}", load.name());
+                if self.wanted(&name) {
+                    ours.prepare(load, bytes)?;
+                    peer.prepare(load, bytes)?;
+                    let result = windows::compare(&self.plan, &mut ours, &mut peer);
+                    process::check_interrupted()?;
+                    self.report.add(Row::compared(&name, bytes, "Mpps", true, "DPDK on both sides", result));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn latency(&mut self) -> Result<()> {
+        let testpmd = self.testpmd()?;
+        let dir = self.scratch.dir().to_owned();
+        let probe = startup::build_probe(&dir)?;
+        let mut ours = ours::OnDpdk::start(&testpmd, "l", self.front_cpus(), self.back("lb")?, 256)?;
+        let socket = dir.join("m.sock");
+        let back = dpdk::back_end(&testpmd, "mb", self.back("mb")?, &socket)?;
+        let huge = self.huge("probe")?;
+        let command = startup::probe_command(&probe, &dir, huge.as_deref(), &socket, self.cpus.0, "run");
+        let surroundings = Surroundings { hugetlbfs: huge, ..Default::default() };
+        let front = Worker::new(Process::spawn("dpdk_probe", command, &surroundings)?)?;
+        let mut peer = DpdkTrips { front, back, percentile: Percentile::P50 };
+        for bytes in SIZES {
+            for in_flight in [1, 32] {
+                for (percentile, text) in [(Percentile::P50, "p50"), (Percentile::P99, "p99")] {
+                    let name = format!("latency.{text}.{in_flight}");
+                    if !self.wanted(&name) {
+                        continue;
+                    }
+                    ours.prepare_latency(in_flight, bytes)?;
+                    peer.percentile = percentile;
+                    peer.prepare(in_flight, bytes)?;
+                    let result = windows::compare(&self.plan, &mut OursTrips(&mut ours, percentile), &mut peer);
+                    process::check_interrupted()?;
+                    self.report.add(Row::compared(&name, bytes, "ns", false, "DPDK virtio_user", result));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn startup(&mut self) -> Result<()> {
+        let dir = self.scratch.dir().to_owned();
+        let reflector = startup::Reflector::start(&dir, self.cpus)?;
+        let ours = startup::Who::Ours;
+        let peer = startup::dpdk(&dir, self.huge("start")?, self.testpmd.as_ref());
+        let (mut our_starts, mut peer_starts) = (Vec::new(), Vec::new());
+        for _ in 0..self.plan.pairs {
+            our_starts.push(reflector.once(&ours)?);
+            if let Ok(peer) = &peer {
+                peer_starts.push(reflector.once(peer)?);
+            }
+        }
+        type Value = fn(&startup::Start) -> f64;
+        let columns: [(&str, &'static str, Value); 3] = [
+            ("startup.exec_to_first_packet", "ms", |s| s.first_packet_ms),
+            ("memory.resident", "MiB", |s| s.resident_mib),
+            ("memory.huge", "MiB", |s| s.huge_mib),
+        ];
+        let name = Some("DPDK virtio_user");
+        for (metric, unit, value) in columns {
+            if self.wanted(metric) {
+                let column = |starts: &[startup::Start]| starts.iter().map(value).collect::<Vec<_>>();
+                self.report.add(Row::paired(metric, None, unit, name, &column(&our_starts), &column(&peer_starts)));
+            }
+        }
+        if self.wanted("startup.syscalls") {
+            if which("strace").is_none() {
+                bail!("strace is missing: cargo xtask peers");
+            }
+            let ours = reflector.syscalls(&ours, "ours")? as f64;
+            let peer = match &peer {
+                Ok(peer) => vec![reflector.syscalls(peer, "dpdk")? as f64],
+                Err(_) => Vec::new(),
+            };
+            self.report.add(Row::paired("startup.syscalls", None, "calls", name, &[ours], &peer));
+        }
+        match peer {
+            Ok(_) => Ok(()),
+            Err(error) => Err(error.context("DPDK's part of the start-up metrics")),
+        }
+    }
+
+    /// Ours on both sides against sockets on a veth pair, everything spinning.
+    fn kernel(&mut self) -> Result<()> {
+        let dir = self.scratch.dir().to_owned();
+        let mut ours = ours::Both::start(&dir, "k", self.front_cpus(), self.cpus, 256)?;
+        for (spec, text, who) in
+            [("udp", "udp", "UDP over veth"), ("packet", "af_packet", "AF_PACKET over veth")]
+        {
+            for bytes in SIZES {
+                // The veth's MTU of 1500 and the Ethernet header.
+                let bytes = bytes.min(1514);
+                for (load, suffix) in [(format!("tx {bytes}"), "tx"), (format!("latency {bytes} 1"), "latency")] {
+                    let name = format!("kernel.{text}.{suffix}");
+                    if !self.wanted(&name) {
+                        continue;
+                    }
+                    let command = ours::worker_command("kernel", spec, self.cpus)?;
+                    let worker = Worker::new(Process::spawn("veth worker", command, &Surroundings::default())?)?;
+                    let trips = (suffix == "latency").then_some(Percentile::P50);
+                    let mut peer = Alone::new(worker, &load, trips)?;
+                    let row = if trips.is_some() {
+                        ours.prepare_latency(1, bytes)?;
+                        let result = windows::compare(&self.plan, &mut ours::BothTrips(&mut ours, Percentile::P50), &mut peer);
+                        Row::compared(&name, bytes, "ns", false, who, result)
+                    } else {
+                        ours.prepare(Load::Tx, bytes)?;
+                        Row::compared(&name, bytes, "Mpps", true, who, windows::compare(&self.plan, &mut ours, &mut peer))
+                    };
+                    process::check_interrupted()?;
+                    self.report.add(row);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn instructions(&mut self) -> Result<()> {
+        if which("valgrind").is_none() {
+            bail!("valgrind is missing: cargo xtask peers");
+        }
+        let dir = self.scratch.dir().to_owned();
+        let sizes = if self.options.quick { &SIZES[..1] } else { &SIZES[..] };
+        for &bytes in sizes {
+            for (call, instructions) in instructions::measure(&dir, bytes)? {
+                let name = format!("instructions.{call}");
+                if self.wanted(&name) {
+                    self.report.add(Row::paired(&name, Some(bytes), "instructions/packet", None, &[instructions], &[]));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// DPDK's own pair and the bare ring.
+    fn baseline(&mut self) -> Result<()> {
+        self.limit()?;
+        let testpmd = self.testpmd()?;
+        let mut pair = dpdk::Pair::start(&testpmd, "d", (self.front("df")?, self.back("db")?), QUEUE)?;
+        for bytes in SIZES {
+            for load in Load::ALL {
+                pair.prepare(load, bytes)?;
+                let result = windows::alone(&self.plan, &mut pair);
+                process::check_interrupted()?;
+                self.report.add(Row::alone(&format!("dpdk.{}", load.name()), bytes, "Mpps", result));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The bare ring as a variant: it runs within its window.
+struct BareRing {
+    cpus: (usize, usize),
+    bytes: usize,
+    window: Duration,
+}
+
+impl windows::Variant for BareRing {
+    fn run(&mut self, _: bool) -> Result<()> {
+        Ok(())
+    }
+
+    fn begin(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    fn end(&mut self) -> Result<f64> {
+        cores::spsc(self.cpus, self.bytes, self.window)
+    }
+
+    fn pids(&self) -> Vec<rustix::process::Pid> {
+        Vec::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn patterns() {
+        let matches = super::matches;
+        assert!(matches("virtio_user.*", "virtio_user.tx") && matches("*.tx", "both.tx") && matches("a", "a"));
+        assert!(matches("*", "") && matches("l*p50*", "latency.p50.1"));
+        assert!(!matches("virtio_user.*", "both.tx") && !matches("tx", "both.tx"));
+    }
 }

@@ -168,7 +168,7 @@ fn window(
         count(dropped, "regime changed", 1);
     } else if waited > WAIT_AT_MOST {
         count(dropped, "a thread waited for its CPU", 1);
-    } else if !(value > 0.0) {
+    } else if value.is_nan() || value <= 0.0 {
         count(dropped, "nothing arrived", 1);
     } else {
         return Ok(Some(Window { value, regime: was.regime, round_trip: (was.round_trip + after.round_trip) / 2.0 }));

@@ -83,10 +83,10 @@ pub fn command(root: &Path, check: bool) -> Result<bool> {
         eprintln!("\n{trouble:#}");
     }
     let found = Found::search(root);
-    if let (Some(testpmd), Some(dir)) = (&found.testpmd, &found.unpacked) {
-        if testpmd.path.starts_with(dir) {
-            println!("\nunpacked programs run with LD_LIBRARY_PATH; DPDK then uses no hugepages unless it may mount hugetlbfs");
-        }
+    if let (Some(testpmd), Some(dir)) = (&found.testpmd, &found.unpacked)
+        && testpmd.path.starts_with(dir)
+    {
+        println!("\nunpacked programs run with LD_LIBRARY_PATH, and without hugepages where they may not mount hugetlbfs");
     }
     Ok(all)
 }

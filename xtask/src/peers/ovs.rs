@@ -141,11 +141,6 @@ impl Ovs {
         }
     }
 
-    /// Kills the switch, as a crash would.
-    pub fn kill(&mut self) {
-        self.vswitchd.kill();
-    }
-
     fn vsctl(&self, args: &[&str]) -> Result<String> {
         vsctl(&self.found, &self.run, args)
     }

@@ -183,14 +183,6 @@ impl Testpmd {
         let text = self.command(&format!("show port stats {port}"))?;
         parse_stats(&text).with_context(|| format!("testpmd's statistics: {text}"))
     }
-
-    /// Quits, and says what it said last.
-    pub fn quit(mut self) -> Result<String> {
-        self.stop()?;
-        self.process.command("quit")?;
-        self.process.wait_success(ANSWER)?;
-        Ok(self.process.output())
-    }
 }
 
 impl Drop for Testpmd {

@@ -54,9 +54,9 @@ fn frames(size: u16, most: usize) -> (Vec<Vec<u8>>, u32) {
     let edges = [60, 61, 63, 64, 65, 127, 128, 129, 1514, 1518, 2036, 2048, 2049, 4095, 4096, 4097, 8999, 9000];
     let (count, rate) = if size < 256 { (300, 250) } else { (2000, 2000) };
     let some = (0..count).map(|i| match i % 3 {
-        0 => 60 + random.next() as usize % (most - 59),
-        1 => 60 + random.next() as usize % 200,
-        _ => 60 + random.next() as usize % 1455,
+        0 => 60 + random.draw() as usize % (most - 59),
+        1 => 60 + random.draw() as usize % 200,
+        _ => 60 + random.draw() as usize % 1455,
     });
     (pcap::frames(edges.into_iter().filter(|&l| l <= most).chain(some)), rate)
 }

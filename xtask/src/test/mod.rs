@@ -13,6 +13,7 @@ mod capture;
 mod link;
 mod unprivileged;
 mod workspace;
+mod yardsticks;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -57,6 +58,9 @@ pub enum Need {
     Usernic,
 }
 
+/// What a case does.
+type Check = Box<dyn Fn(&Ctx) -> Result<Outcome>>;
+
 /// One check.
 pub struct Case {
     /// `suite/what`.
@@ -64,7 +68,7 @@ pub struct Case {
     /// What it needs.
     pub needs: Vec<Need>,
     /// The check.
-    pub run: Box<dyn Fn(&Ctx) -> Result<Outcome>>,
+    pub run: Check,
 }
 
 impl Case {
@@ -136,6 +140,7 @@ pub struct Options {
 
 fn suites() -> Vec<Case> {
     let mut cases = workspace::cases();
+    cases.extend(yardsticks::cases());
     cases.extend(capture::cases());
     cases.extend(bad_input::cases());
     cases.extend(unprivileged::cases());
