@@ -142,10 +142,7 @@ pub fn command(root: &Path, options: &Options) -> Result<bool> {
     } else {
         Plan { cpus, settle: ms(60), window: ms(300), pairs: 9, tries: 60, limit: ms(90_000) }
     };
-    let peer = match &found.testpmd {
-        Some(testpmd) => dpdk_version(testpmd),
-        None => "none".into(),
-    };
+    let peer = if found.testpmd.is_some() { dpdk_version() } else { "none".into() };
     println!("peer: {peer}; hugepages: {}; CPUs {} and {}", scratch.pages(), cpus.0, cpus.1);
     println!("{}", report::heading());
     let mut bench = Bench { options, cpus, plan, testpmd: found.testpmd, scratch, report: Report::new(peer, options.quick) };
@@ -158,11 +155,12 @@ pub fn command(root: &Path, options: &Options) -> Result<bool> {
     Ok(bench.report.rows.iter().all(|r| r.error.is_none()))
 }
 
-fn dpdk_version(testpmd: &Program) -> String {
-    let mut command = testpmd.command();
-    command.arg("--version");
-    let text = process::run("dpdk-testpmd", command, Duration::from_secs(10)).unwrap_or_default();
-    text.lines().find_map(|l| l.split_once("DPDK").map(|(_, v)| format!("DPDK {}", v.trim_start_matches([' ', '\''])))).unwrap_or_else(|| "DPDK".into()).trim_end_matches('\'').to_owned()
+/// The peer's version, as its development package gives it.
+fn dpdk_version() -> String {
+    let mut command = std::process::Command::new("pkg-config");
+    command.args(["--modversion", "libdpdk"]);
+    let version = process::run("pkg-config", command, Duration::from_secs(10)).unwrap_or_default();
+    format!("DPDK {}", version.trim()).trim().to_owned()
 }
 
 struct Bench<'a> {

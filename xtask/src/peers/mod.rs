@@ -34,6 +34,12 @@ impl Program {
         command
     }
 
+    /// The folder of DPDK's drivers, if it is not the one that the program has built in: for EAL's `-d`.
+    pub fn plugins(&self) -> Option<&Path> {
+        let is_pmds = |d: &&PathBuf| d.file_name().is_some_and(|n| n.to_string_lossy().starts_with("pmds"));
+        self.libraries.iter().find(is_pmds).map(PathBuf::as_path)
+    }
+
     fn apply(&self, command: &mut Command) {
         if !self.libraries.is_empty() {
             command.env("LD_LIBRARY_PATH", std::env::join_paths(&self.libraries).unwrap_or_default());

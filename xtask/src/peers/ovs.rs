@@ -53,7 +53,9 @@ impl Ovs {
             Some(dir) => format!("--no-pci --huge-dir={} --single-file-segments", dir.display()),
             None => "--no-pci --no-huge --legacy-mem -m 768".to_owned(),
         };
-        let extra = format!("{memory} --no-telemetry --file-prefix=xt{}ovs", std::process::id());
+        let vswitchd = program(&found.vswitchd, "ovs-vswitchd-dpdk")?;
+        let plugins = vswitchd.plugins().map_or(String::new(), |dir| format!("-d {} ", dir.display()));
+        let extra = format!("{plugins}{memory} --no-telemetry --file-prefix=xt{}ovs", std::process::id());
         let mut settings = vec![
             "other_config:dpdk-init=true".to_owned(),
             "other_config:dpdk-lcore-mask=0x1".to_owned(),
@@ -71,7 +73,7 @@ impl Ovs {
         set.extend(settings.iter().map(String::as_str));
         vsctl(found, run, &set)?;
 
-        let mut switch = environment(program(&found.vswitchd, "ovs-vswitchd-dpdk")?, run);
+        let mut switch = environment(vswitchd, run);
         switch.env("XDG_RUNTIME_DIR", run).env("RUNTIME_DIRECTORY", run);
         switch.arg(format!("unix:{}/db.sock", run.display()));
         switch.arg(format!("--unixctl={}/vswitchd.ctl", run.display()));

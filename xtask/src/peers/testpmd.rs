@@ -66,6 +66,9 @@ impl Config {
                 command.arg("--no-huge").arg("-m").arg(mib.to_string());
             }
         }
+        if let Some(plugins) = program.plugins() {
+            command.arg("-d").arg(plugins);
+        }
         for vdev in &self.vdevs {
             command.arg(format!("--vdev={vdev}"));
         }
@@ -122,7 +125,9 @@ impl Testpmd {
         let process = Process::spawn(&format!("testpmd {}", config.name), command, &surroundings)?;
         let runtime = config.runtime_dir.join("dpdk").join(config.prefix());
         let mut testpmd = Testpmd { process, runtime, forwarding: false };
-        testpmd.process.wait_for("testpmd> ", 0, START).with_context(|| format!("started as: {line}"))?;
+        testpmd.process.wait_for("testpmd> ", 0, START).with_context(|| {
+            format!("started as: {line} (with {} free hugepages)", crate::scratch::free_pages())
+        })?;
         Ok(testpmd)
     }
 
