@@ -1,4 +1,4 @@
-//! Virtqueues of virtio 1.3 for both sides of the ring.
+#![doc = include_str!("../README.md")]
 #![cfg_attr(not(loom), no_std)]
 
 mod error;

@@ -10,7 +10,7 @@ use core::slice;
 /// The device side. It keeps indices only.
 ///
 /// What the driver side writes (descriptors, indirect tables, the available ring) is read once and checked. A chain that
-/// cannot be used comes out empty, with its [`Fault`], and is counted; it is completed like any other, with length 0. A
+/// cannot be used comes out empty, with its [`Fault`](crate::Fault), and is counted; it is completed like any other, with length 0. A
 /// head outside the table, and an index that jumps, break the ring: [`Error::Broken`] from then on.
 ///
 /// Every chain that was popped is to be pushed, or given back by [`Device::undo`]. With IN_ORDER, chains are to be
