@@ -88,7 +88,10 @@ mod tests {
                 // SAFETY: both sides are longer than offset + len, and distinct.
                 unsafe { super::copy(src.as_ptr().add(offset), dst.as_mut_ptr().add(offset), len) };
                 assert_eq!(dst[offset..offset + len], src[offset..offset + len]);
-                assert!(dst[..offset].iter().chain(&dst[offset + len..]).all(|&b| b == 0xEE), "{len} at {offset}");
+                assert!(
+                    dst[..offset].iter().chain(&dst[offset + len..]).all(|&b| b == 0xEE),
+                    "{len} at {offset}"
+                );
             }
         }
     }

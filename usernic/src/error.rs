@@ -98,6 +98,9 @@ pub(crate) trait Tried<T> {
 
 impl<T, E: Into<io::Error>> Tried<T> for Result<T, E> {
     fn tried(self, tried: &'static str) -> Result<T, Error> {
-        self.map_err(|e| Error::System { tried, source: e.into() })
+        self.map_err(|e| Error::System {
+            tried,
+            source: e.into(),
+        })
     }
 }

@@ -81,9 +81,12 @@ impl<T> DataSide<T> {
         }
         // Dropped again, and so not busy, when closed.
         let entered = Entered { shared };
-        if shared.closed.0.load(Ordering::Acquire) { None } else { Some(entered) }
+        if shared.closed.0.load(Ordering::Acquire) {
+            None
+        } else {
+            Some(entered)
+        }
     }
-
 }
 
 impl<T> std::ops::Deref for Entered<'_, T> {
@@ -125,7 +128,11 @@ impl<T> ControlSide<T> {
             let mut turns = 0u32;
             while self.shared.busy.0.load(Ordering::Acquire) {
                 turns += 1;
-                if turns < 64 { std::thread::yield_now() } else { std::thread::sleep(Duration::from_micros(50)) }
+                if turns < 64 {
+                    std::thread::yield_now()
+                } else {
+                    std::thread::sleep(Duration::from_micros(50))
+                }
             }
             self.closed = true;
         }
@@ -144,7 +151,6 @@ impl<T> ControlSide<T> {
         self.closed = false;
         self.shared.closed.0.store(false, Ordering::Release);
     }
-
 }
 
 impl<T> Drop for ControlSide<T> {
@@ -175,7 +181,9 @@ fn membarrier() {
     // A process that is registered is not refused (membarrier(2), ERRORS), but for a seccomp filter put on since.
     // Then nothing else gives the barrier, and going on would be unsound.
     if !membarrier_call(MEMBARRIER_CMD_PRIVATE_EXPEDITED) {
-        tracing::error!("membarrier(2) worked when the port was opened and is refused now: a seccomp filter must allow it");
+        tracing::error!(
+            "membarrier(2) worked when the port was opened and is refused now: a seccomp filter must allow it"
+        );
         std::process::abort();
     }
 }

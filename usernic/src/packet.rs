@@ -134,7 +134,11 @@ impl Packet {
         let len = self.len();
         match offset.checked_add(count) {
             Some(end) if end <= len => Ok(()),
-            end => Err(PacketError::OutOfRange { offset, end: end.unwrap_or(usize::MAX), len }),
+            end => Err(PacketError::OutOfRange {
+                offset,
+                end: end.unwrap_or(usize::MAX),
+                len,
+            }),
         }
     }
 
@@ -172,7 +176,9 @@ impl Packet {
         }
         self.check(offset, dst.len())?;
         // SAFETY: `pieces` gives parts of the frame, and places below dst.len().
-        self.pieces(offset, dst.len(), |src, at, n| unsafe { copy(src, dst.as_mut_ptr().add(at), n) });
+        self.pieces(offset, dst.len(), |src, at, n| unsafe {
+            copy(src, dst.as_mut_ptr().add(at), n)
+        });
         Ok(())
     }
 
@@ -191,7 +197,9 @@ impl Packet {
         }
         self.check(offset, src.len())?;
         // SAFETY: `pieces` gives parts of the frame, and places below src.len().
-        self.pieces(offset, src.len(), |dst, at, n| unsafe { copy(src.as_ptr().add(at), dst, n) });
+        self.pieces(offset, src.len(), |dst, at, n| unsafe {
+            copy(src.as_ptr().add(at), dst, n)
+        });
         Ok(())
     }
 
@@ -324,7 +332,11 @@ impl Packet {
     pub fn trim_front(&mut self, count: usize) -> Result<(), PacketError> {
         let meta = self.meta_mut();
         if count > meta.len as usize {
-            return Err(PacketError::OutOfRange { offset: 0, end: count, len: meta.len as usize });
+            return Err(PacketError::OutOfRange {
+                offset: 0,
+                end: count,
+                len: meta.len as usize,
+            });
         }
         meta.offset += count as u16;
         meta.len -= count as u32;
@@ -374,7 +386,10 @@ impl Drop for Packet {
 
 impl fmt::Debug for Packet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Packet").field("len", &self.len()).field("segments", &self.segment_count()).finish()
+        f.debug_struct("Packet")
+            .field("len", &self.len())
+            .field("segments", &self.segment_count())
+            .finish()
     }
 }
 
@@ -396,7 +411,9 @@ pub struct Burst {
 impl Burst {
     /// An empty burst for up to `capacity` packets (at least 1).
     pub fn new(capacity: usize) -> Self {
-        Burst { packets: Vec::with_capacity(capacity.max(1)) }
+        Burst {
+            packets: Vec::with_capacity(capacity.max(1)),
+        }
     }
 
     /// A burst for no packet, which owns no memory.
@@ -544,7 +561,10 @@ impl<'a> IntoIterator for &'a mut Burst {
 
 impl fmt::Debug for Burst {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Burst").field("len", &self.len()).field("capacity", &self.capacity()).finish()
+        f.debug_struct("Burst")
+            .field("len", &self.len())
+            .field("capacity", &self.capacity())
+            .finish()
     }
 }
 

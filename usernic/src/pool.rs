@@ -73,7 +73,7 @@ struct Inner {
     /// Nobody else can reach the bytes.
     private: bool,
     /// Keeps the bytes mapped.
-    segment: Arc<Segment>,
+    _segment: Arc<Segment>,
 }
 
 /// A [`Meta`] that only its buffer's owner touches.
@@ -115,10 +115,18 @@ impl Pool {
         private: bool,
     ) -> Result<Arc<Self>, hugemem::Error> {
         let stride = Self::stride(room);
-        assert!(offset + stride * count as usize <= segment.len(), "the caller sized the segment");
+        assert!(
+            offset + stride * count as usize <= segment.len(),
+            "the caller sized the segment"
+        );
         // SAFETY: in bounds, as just asserted.
         let base = unsafe { segment.base().add(offset) };
-        let slab = Slab { base, buffer_size: stride as u32, count, headroom: u32::from(HEADROOM) };
+        let slab = Slab {
+            base,
+            buffer_size: stride as u32,
+            count,
+            headroom: u32::from(HEADROOM),
+        };
         // SAFETY: the slab's bytes are inside the segment, which Inner keeps mapped, and are used through this pool
         // alone.
         let pool = unsafe { hugemem::Pool::new(slab) }?;
@@ -129,7 +137,7 @@ impl Pool {
             closed: AtomicBool::new(false),
             room,
             private,
-            segment,
+            _segment: segment,
         });
         let inner = NonNull::from(Box::leak(inner));
         let meta = (0..count)
@@ -167,11 +175,13 @@ impl Pool {
     }
 
     /// Buffers that are in the shared part now.
+    #[cfg(test)]
     pub(crate) fn available(&self) -> usize {
         self.inner().pool.available() as usize
     }
 
     /// All buffers.
+    #[cfg(test)]
     pub(crate) fn capacity(&self) -> usize {
         self.inner().meta.len()
     }
@@ -179,11 +189,6 @@ impl Pool {
     /// Bytes of a frame that one buffer holds.
     pub(crate) fn room(&self) -> u32 {
         self.inner().room
-    }
-
-    /// The segment that the buffers are in.
-    pub(crate) fn segment(&self) -> &Arc<Segment> {
-        &self.inner().segment
     }
 }
 
@@ -236,7 +241,10 @@ impl Inner {
 
 impl Cache {
     pub(crate) fn new(pool: Arc<Pool>) -> Self {
-        Cache { pool, ids: Vec::with_capacity(CACHE) }
+        Cache {
+            pool,
+            ids: Vec::with_capacity(CACHE),
+        }
     }
 
     pub(crate) fn pool(&self) -> &Arc<Pool> {
@@ -246,7 +254,11 @@ impl Cache {
     /// Makes `n` buffers ready, if there are so many; how many are.
     #[inline(always)]
     pub(crate) fn reserve(&mut self, n: usize) -> usize {
-        if self.ids.len() < n { self.refill(n) } else { self.ids.len() }
+        if self.ids.len() < n {
+            self.refill(n)
+        } else {
+            self.ids.len()
+        }
     }
 
     #[inline(never)]

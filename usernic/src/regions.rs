@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::ptr::NonNull;
+use std::sync::Arc;
 
 use iova::{Range, Table};
 use rustix::fs::FileType;
@@ -28,12 +29,18 @@ pub(crate) struct Region {
 pub(crate) enum RegionError {
     #[error("region of {size:#x} bytes at {guest:#x}: {what}")]
     Shape { guest: u64, size: u64, what: &'static str },
-    #[error("region at {guest:#x} is on file system {magic:#x}: only memory is taken (memfd, tmpfs, hugetlbfs), since a page of anything else can block whoever touches it")]
+    #[error(
+        "region at {guest:#x} is on file system {magic:#x}: only memory is taken (memfd, tmpfs, hugetlbfs), since a page of anything else can block whoever touches it"
+    )]
     NotMemory { guest: u64, magic: u64 },
     #[error("region at {guest:#x} ends at {end:#x} of a file of {len:#x} bytes")]
     Short { guest: u64, end: u64, len: u64 },
     #[error("{tried} of region at {guest:#x}: {source}")]
-    System { guest: u64, tried: &'static str, source: std::io::Error },
+    System {
+        guest: u64,
+        tried: &'static str,
+        source: std::io::Error,
+    },
     #[error("region at {guest:#x}: {source}")]
     Table { guest: u64, source: iova::Error },
 }
@@ -67,7 +74,7 @@ impl Drop for Mapping {
 #[derive(Default)]
 pub(crate) struct Regions {
     table: Table<MAX_REGIONS>,
-    mappings: Vec<Mapping>,
+    mappings: Vec<Arc<Mapping>>,
 }
 
 const TMPFS_MAGIC: u64 = 0x0102_1994;
@@ -84,9 +91,23 @@ impl Regions {
         Ok(all)
     }
 
+    /// The same regions, to be changed: the mappings are shared.
+    pub(crate) fn share(&self) -> Self {
+        Regions {
+            table: self.table.clone(),
+            mappings: self.mappings.clone(),
+        }
+    }
+
     /// Maps one more region.
     pub(crate) fn add(&mut self, region: Region) -> Result<(), RegionError> {
-        let Region { guest, user, size, offset, fd } = region;
+        let Region {
+            guest,
+            user,
+            size,
+            offset,
+            fd,
+        } = region;
         let shape = |what| RegionError::Shape { guest, size, what };
         let range = Range::new(guest, size).ok_or(shape("it is empty or wraps around"))?;
         Range::new(user, size).ok_or(shape("its user addresses wrap around"))?;
@@ -105,22 +126,39 @@ impl Regions {
                 offset - skip,
             )
         };
-        let start = start.map_err(|e| RegionError::System { guest, tried: "mmap(2)", source: e.into() })?;
+        let start = start.map_err(|e| RegionError::System {
+            guest,
+            tried: "mmap(2)",
+            source: e.into(),
+        })?;
         let start = NonNull::new(start.cast::<u8>()).ok_or(shape("it was mapped at address 0"))?;
         // The front-end can truncate its file under us. Where the program installed the guard, that marks the mapping
         // dead instead of ending the process.
         // SAFETY: the mapping was made above, and its registration goes before it does (`Mapping::drop`).
         let guard = unsafe { hugemem::guard::register(start, len, page as usize) }.ok();
         let ours = start.as_ptr() as u64 + skip;
-        let mapping = Mapping { start, len, guest, user, size, ours, guard: guard };
-        self.table.insert(range, ours).map_err(|source| RegionError::Table { guest, source })?;
-        self.mappings.push(mapping);
+        let mapping = Mapping {
+            start,
+            len,
+            guest,
+            user,
+            size,
+            ours,
+            guard,
+        };
+        self.table
+            .insert(range, ours)
+            .map_err(|source| RegionError::Table { guest, source })?;
+        self.mappings.push(Arc::new(mapping));
         Ok(())
     }
 
-    /// The same regions without the one at `guest` (of `size` bytes and at `user`). `None`: there is none such.
+    /// Takes out the region at `guest`, of `size` bytes and at `user`. `None`: there is none such.
     pub(crate) fn remove(&mut self, guest: u64, user: u64, size: u64) -> Option<()> {
-        let at = self.mappings.iter().position(|m| (m.guest, m.user, m.size) == (guest, user, size))?;
+        let at = self
+            .mappings
+            .iter()
+            .position(|m| (m.guest, m.user, m.size) == (guest, user, size))?;
         self.table.remove(Range::new(guest, size)?).ok()?;
         self.mappings.remove(at);
         Some(())
@@ -131,7 +169,9 @@ impl Regions {
     pub(crate) fn own(segment: &hugemem::Segment) -> Self {
         let base = segment.base().as_ptr() as u64;
         let mut all = Regions::default();
-        all.table.insert(Range::new(base, segment.len() as u64).unwrap(), base).unwrap();
+        all.table
+            .insert(Range::new(base, segment.len() as u64).unwrap(), base)
+            .unwrap();
         all
     }
 
@@ -140,13 +180,19 @@ impl Regions {
         self.mappings.iter().find_map(|m| {
             let at = addr.checked_sub(m.user)?;
             let end = at.checked_add(len as u64)?;
-            if end <= m.size { NonNull::new((m.ours + at) as *mut u8) } else { None }
+            if end <= m.size {
+                NonNull::new((m.ours + at) as *mut u8)
+            } else {
+                None
+            }
         })
     }
 
     /// Whether a mapping lost its file.
     pub(crate) fn is_dead(&self) -> bool {
-        self.mappings.iter().any(|m| m.guard.as_ref().is_some_and(|g| g.is_dead()))
+        self.mappings
+            .iter()
+            .any(|m| m.guard.as_ref().is_some_and(|g| g.is_dead()))
     }
 }
 
@@ -155,13 +201,21 @@ impl Regions {
 unsafe impl virtio_ring::Translate for Regions {
     #[inline(always)]
     fn translate(&self, addr: u64, len: u32) -> Option<NonNull<u8>> {
-        self.table.translate(addr, u64::from(len)).and_then(|ours| NonNull::new(ours as *mut u8))
+        self.table
+            .translate(addr, u64::from(len))
+            .and_then(|ours| NonNull::new(ours as *mut u8))
     }
 }
 
 /// Checks that the file is memory and long enough; its page size.
 fn check_memory(fd: &OwnedFd, guest: u64, end: u64) -> Result<u64, RegionError> {
-    let system = |tried| move |e: rustix::io::Errno| RegionError::System { guest, tried, source: e.into() };
+    let system = |tried| {
+        move |e: rustix::io::Errno| RegionError::System {
+            guest,
+            tried,
+            source: e.into(),
+        }
+    };
     let stat = rustix::fs::fstat(fd.as_fd()).map_err(system("fstat(2)"))?;
     let fs = rustix::fs::fstatfs(fd.as_fd()).map_err(system("fstatfs(2)"))?;
     let magic = fs.f_type as u64 & 0xFFFF_FFFF;
@@ -175,5 +229,9 @@ fn check_memory(fd: &OwnedFd, guest: u64, end: u64) -> Result<u64, RegionError> 
         return Err(RegionError::Short { guest, end, len });
     }
     // Of hugetlbfs, the block size is the page size.
-    Ok(if magic == HUGETLBFS_MAGIC { fs.f_bsize as u64 } else { rustix::param::page_size() as u64 })
+    Ok(if magic == HUGETLBFS_MAGIC {
+        fs.f_bsize as u64
+    } else {
+        rustix::param::page_size() as u64
+    })
 }

@@ -65,13 +65,40 @@ impl Kind {
     fn keys(self) -> &'static [&'static str] {
         match self {
             Kind::VirtioUser => &[
-                "path", "server", "queues", "queue_size", "mac", "mtu", "mrg_rxbuf", "in_order", "event_idx",
-                "indirect", "packed_vq", "speed", "buffers", "buffer_size", "mem", "memory", "huge_dir", "numa",
-                "timeout", "reconnect",
+                "path",
+                "server",
+                "queues",
+                "queue_size",
+                "mac",
+                "mtu",
+                "mrg_rxbuf",
+                "in_order",
+                "event_idx",
+                "indirect",
+                "packed_vq",
+                "speed",
+                "buffers",
+                "buffer_size",
+                "mem",
+                "memory",
+                "huge_dir",
+                "numa",
+                "timeout",
+                "reconnect",
             ],
             Kind::Vhost => &[
-                "path", "iface", "client", "queues", "mac", "mtu", "in_order", "event_idx", "indirect", "buffers",
-                "buffer_size", "timeout",
+                "path",
+                "iface",
+                "client",
+                "queues",
+                "mac",
+                "mtu",
+                "in_order",
+                "event_idx",
+                "indirect",
+                "buffers",
+                "buffer_size",
+                "timeout",
             ],
         }
     }
@@ -252,7 +279,11 @@ impl PortSpec {
             "indirect" => self.indirect = flag(key, value)?,
             "packed_vq" => {
                 if flag(key, value)? {
-                    return Err(bad(key, value, "packed rings are not in this version; write packed_vq=0 or leave it out"));
+                    return Err(bad(
+                        key,
+                        value,
+                        "packed rings are not in this version; write packed_vq=0 or leave it out",
+                    ));
                 }
             }
             "speed" => self.speed = speed(key, value)?,
@@ -285,11 +316,16 @@ impl FromStr for PortSpec {
         let mut parts = text.split(',');
         let name = parts.next().unwrap_or_default().trim();
         // DPDK numbers its devices: virtio_user0, net_virtio_user1, net_vhost0.
-        let plain = name.strip_prefix("net_virtio").map_or(name.to_owned(), |rest| format!("virtio{rest}"));
+        let plain = name
+            .strip_prefix("net_virtio")
+            .map_or(name.to_owned(), |rest| format!("virtio{rest}"));
         let plain = plain.trim_end_matches(|c: char| c.is_ascii_digit());
         let Some((_, kind)) = Kind::ALL.into_iter().find(|(n, _)| *n == plain) else {
             let hint = nearest(name, Kind::ALL.iter().map(|(n, _)| *n));
-            return Err(SpecError::Kind { found: name.to_owned(), hint });
+            return Err(SpecError::Kind {
+                found: name.to_owned(),
+                hint,
+            });
         };
         let mut spec = PortSpec::new(kind, PathBuf::new());
         let mut seen: Vec<&str> = Vec::new();
@@ -301,7 +337,12 @@ impl FromStr for PortSpec {
             if !kind.keys().contains(&key) {
                 let hint = nearest(key, kind.keys().iter().copied());
                 let keys = kind.keys().join(", ");
-                return Err(SpecError::Key { key: key.to_owned(), kind: kind.name(), hint, keys });
+                return Err(SpecError::Key {
+                    key: key.to_owned(),
+                    kind: kind.name(),
+                    hint,
+                    keys,
+                });
             }
             let Some(value) = value.filter(|v| !v.is_empty()) else {
                 return Err(SpecError::Missing { key: key.to_owned() });
@@ -317,7 +358,11 @@ impl FromStr for PortSpec {
                 Kind::VirtioUser => "virtio-user,path=/run/vhost.sock",
                 Kind::Vhost => "vhost,path=/run/vhost.sock",
             };
-            return Err(SpecError::Required { kind: kind.name(), key: "path", example });
+            return Err(SpecError::Required {
+                kind: kind.name(),
+                key: "path",
+                example,
+            });
         }
         Ok(spec)
     }
@@ -332,7 +377,11 @@ fn nearest<'a>(word: &str, among: impl Iterator<Item = &'a str>) -> String {
 }
 
 fn bad(key: &str, value: &str, expected: impl Into<String>) -> SpecError {
-    SpecError::Value { key: key.to_owned(), value: value.to_owned(), expected: expected.into() }
+    SpecError::Value {
+        key: key.to_owned(),
+        value: value.to_owned(),
+        expected: expected.into(),
+    }
 }
 
 fn flag(key: &str, value: &str) -> Result<bool, SpecError> {
@@ -355,12 +404,18 @@ fn number<T: TryFrom<u64>>(key: &str, value: &str, least: u64, most: u64) -> Res
 fn queue_size(key: &str, value: &str) -> Result<u16, SpecError> {
     match number::<u16>(key, value, 2, 32768) {
         Ok(n) if n.is_power_of_two() => Ok(n),
-        _ => Err(bad(key, value, "a split ring has a power of two of descriptors, 2 to 32768 (virtio 1.3, 2.7)")),
+        _ => Err(bad(
+            key,
+            value,
+            "a split ring has a power of two of descriptors, 2 to 32768 (virtio 1.3, 2.7)",
+        )),
     }
 }
 
 /// The speeds that virtio_user takes.
-const SPEEDS: [u32; 10] = [10_000, 20_000, 25_000, 40_000, 50_000, 56_000, 100_000, 200_000, 400_000, 800_000];
+const SPEEDS: [u32; 10] = [
+    10_000, 20_000, 25_000, 40_000, 50_000, 56_000, 100_000, 200_000, 400_000, 800_000,
+];
 
 fn speed(key: &str, value: &str) -> Result<u32, SpecError> {
     match value.parse::<u32>() {
@@ -388,7 +443,12 @@ fn mac(key: &str, value: &str) -> Result<[u8; 6], SpecError> {
     let mut address = [0u8; 6];
     let mut parts = value.split(':');
     let complete = address.iter_mut().all(|byte| {
-        parts.next().filter(|p| p.len() == 2).and_then(|p| u8::from_str_radix(p, 16).ok()).map(|b| *byte = b).is_some()
+        parts
+            .next()
+            .filter(|p| p.len() == 2)
+            .and_then(|p| u8::from_str_radix(p, 16).ok())
+            .map(|b| *byte = b)
+            .is_some()
     });
     if !complete || parts.next().is_some() {
         return Err(bad(key, value, "six bytes as in 02:00:00:00:00:01"));
@@ -424,7 +484,10 @@ mod tests {
                 .parse()
                 .unwrap();
         assert_eq!(spec.kind, Kind::VirtioUser);
-        assert_eq!((spec.queues, spec.queue_size, spec.reversed, spec.speed), (2, 1024, true, 10_000));
+        assert_eq!(
+            (spec.queues, spec.queue_size, spec.reversed, spec.speed),
+            (2, 1024, true, 10_000)
+        );
         assert_eq!((spec.mrg_rxbuf, spec.in_order), (Some(false), false));
         assert_eq!(spec.mac, Some([2, 0x11, 0x22, 0x33, 0x44, 0x55]));
         let spec: PortSpec = "net_vhost0,iface=/tmp/s,queues=4,client=1".parse().unwrap();
@@ -441,7 +504,10 @@ mod tests {
         assert!(error("virtio-user").contains("needs path="));
         assert!(error("virtio-user,path=/s,path=/t").contains("twice"));
         for size in ["0", "3", "65536", "1", "x", "-2"] {
-            assert!(error(&format!("virtio-user,path=/s,queue_size={size}")).contains("power of two"), "{size}");
+            assert!(
+                error(&format!("virtio-user,path=/s,queue_size={size}")).contains("power of two"),
+                "{size}"
+            );
         }
         assert!(error("virtio-user,path=/s,packed_vq=1").contains("packed_vq=0"));
         assert!(error("virtio-user,path=/s,mac=01:00:00:00:00:01").contains("multicast"));

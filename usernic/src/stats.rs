@@ -48,7 +48,17 @@ macro_rules! counters {
     };
 }
 
-counters!(rx_packets, rx_bytes, tx_packets, tx_bytes, rx_errors, tx_errors, rx_no_buffer, anomalies, kicks);
+counters!(
+    rx_packets,
+    rx_bytes,
+    tx_packets,
+    tx_bytes,
+    rx_errors,
+    tx_errors,
+    rx_no_buffer,
+    anomalies,
+    kicks
+);
 
 /// A counter with one writer.
 #[derive(Default)]
@@ -58,7 +68,8 @@ impl Counter {
     /// Adds; by the one writer, so that no locked instruction is needed.
     #[inline(always)]
     pub(crate) fn add(&self, n: u64) {
-        self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
+        self.0
+            .store(self.0.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
     }
 
     /// Makes it at least `n`.

@@ -5,9 +5,7 @@ use zerocopy::IntoBytes;
 use crate::Error;
 use crate::frontend::{Region, RingAddr};
 use crate::message::{Answer, F_PROTOCOL_FEATURES, Header, MAX_FDS, ProtocolFeatures, Request};
-use crate::payload::{
-    ConfigHead, Inflight, Number, RING_MASK, SingleRegion, TableHead, VringAddr, VringState,
-};
+use crate::payload::{ConfigHead, Inflight, Number, RING_MASK, SingleRegion, TableHead, VringAddr, VringState};
 use crate::stream::{Assembler, Message, Outgoing, check_fds, check_size};
 
 /// Rings that a connection can have: their number is a byte in kick, call and error messages.
@@ -160,7 +158,12 @@ impl<F> Backend<F> {
             features: 0,
             protocol: ProtocolFeatures::empty(),
             status: 0,
-            rings: [Ring { num: 0, base: 0, addr: None, enabled: None }; MAX_RINGS],
+            rings: [Ring {
+                num: 0,
+                base: 0,
+                addr: None,
+                enabled: None,
+            }; MAX_RINGS],
             owed: None,
             dead: false,
         }
@@ -195,7 +198,10 @@ impl<F> Backend<F> {
 
     fn take(&mut self, bytes: &[u8], fds: impl Iterator<Item = F>) -> Result<Step<F>, Error> {
         if let Some(owed) = &self.owed {
-            return Err(Error::Untimely { name: "a message", before: owed.request.name() });
+            return Err(Error::Untimely {
+                name: "a message",
+                before: owed.request.name(),
+            });
         }
         let whole = self.assembler.push(bytes, fds, |header| {
             if !header.version_is_known() {
@@ -208,7 +214,9 @@ impl<F> Backend<F> {
             check_size(request.name(), request.shape(), header.size())
         })?;
         let Some(message) = whole else { return Ok(Step::More) };
-        let request = Request::from_code(message.header.code()).ok_or(Error::Unknown { code: message.header.code() })?;
+        let request = Request::from_code(message.header.code()).ok_or(Error::Unknown {
+            code: message.header.code(),
+        })?;
         check_fds(request.name(), request.fds(), &message.payload, &message.fds)?;
         self.allowed(request)?;
         let ack = message.header.needs_reply()
@@ -241,11 +249,18 @@ impl<F> Backend<F> {
             Request::SetLogBase | Request::SetLogFd => (P::LOG_SHMFD, "LOG_SHMFD"),
             _ => return Ok(()),
         };
-        if self.protocol.contains(needed) { Ok(()) } else { Err(Error::NotNegotiated { name, feature }) }
+        if self.protocol.contains(needed) {
+            Ok(())
+        } else {
+            Err(Error::NotNegotiated { name, feature })
+        }
     }
 
     fn ring(&mut self, name: &'static str, index: u64) -> Result<(u16, &mut Ring), Error> {
-        let error = Error::Ring { name, index: u32::try_from(index).unwrap_or(u32::MAX) };
+        let error = Error::Ring {
+            name,
+            index: u32::try_from(index).unwrap_or(u32::MAX),
+        };
         if index >= u64::from(self.offer.rings) {
             return Err(error);
         }
@@ -263,12 +278,24 @@ impl<F> Backend<F> {
         let Message { payload, mut fds, .. } = message;
         let name = request.name();
         let number = || payload.read::<Number>(name).map(|n| n.value.get());
-        let state = || payload.read::<VringState>(name).map(|s| (u64::from(s.index.get()), s.num.get()));
+        let state = || {
+            payload
+                .read::<VringState>(name)
+                .map(|s| (u64::from(s.index.get()), s.num.get()))
+        };
         let reply = |value: u64| {
             let value = Number { value: value.into() };
-            Ok(Step::Quiet(Some(Outgoing::new(|size| Header::reply(request.code(), size), &[value.as_bytes()]))))
+            Ok(Step::Quiet(Some(Outgoing::new(
+                |size| Header::reply(request.code(), size),
+                &[value.as_bytes()],
+            ))))
         };
-        let mut owed = Owed { request, ack, index: 0, config: (0, 0) };
+        let mut owed = Owed {
+            request,
+            ack,
+            index: 0,
+            config: (0, 0),
+        };
         let event = match request {
             Request::GetFeatures => return reply(self.offer.features | F_PROTOCOL_FEATURES),
             Request::GetProtocolFeatures => return reply(self.offer.protocol.bits()),
@@ -308,20 +335,30 @@ impl<F> Backend<F> {
                 });
                 // The table may be padded to 8 regions; it may not be shorter than it says.
                 if all.iter().flatten().count() != count {
-                    return Err(Error::Size { name, size: payload.bytes().len() as u32 });
+                    return Err(Error::Size {
+                        name,
+                        size: payload.bytes().len() as u32,
+                    });
                 }
                 Event::Memory(all)
             }
             Request::AddMemReg => {
                 let single: SingleRegion = payload.read(name)?;
-                let fd = fds.take(0).ok_or(Error::MissingFd { name, given: 0, needed: 1 })?;
+                let fd = fds.take(0).ok_or(Error::MissingFd {
+                    name,
+                    given: 0,
+                    needed: 1,
+                })?;
                 Event::AddRegion(single.region.into(), fd)
             }
             Request::RemMemReg => Event::RemoveRegion(payload.read::<SingleRegion>(name)?.region.into()),
             Request::SetVringNum => {
                 let (index, num) = state()?;
                 if num == 0 || num > 32768 {
-                    return Err(Error::Value { name, value: num.into() });
+                    return Err(Error::Value {
+                        name,
+                        value: num.into(),
+                    });
                 }
                 self.ring(name, index)?.1.num = num;
                 return Ok(self.quiet(request, ack));
@@ -334,20 +371,40 @@ impl<F> Backend<F> {
             Request::SetVringAddr => {
                 let addr: VringAddr = payload.read(name)?;
                 let ring = self.ring(name, addr.index.get().into())?.1;
-                ring.addr =
-                    Some(RingAddr { desc: addr.descriptor.get(), avail: addr.available.get(), used: addr.used.get() });
+                ring.addr = Some(RingAddr {
+                    desc: addr.descriptor.get(),
+                    avail: addr.available.get(),
+                    used: addr.used.get(),
+                });
                 return Ok(self.quiet(request, ack));
             }
             Request::SetVringKick => {
                 let number = number()?;
                 let (index, ring) = self.ring(name, number & RING_MASK)?;
                 let ring = *ring;
-                let Some(addr) = ring.addr else { return Err(Error::Untimely { name, before: "SET_VRING_ADDR" }) };
+                let Some(addr) = ring.addr else {
+                    return Err(Error::Untimely {
+                        name,
+                        before: "SET_VRING_ADDR",
+                    });
+                };
                 if ring.num == 0 {
-                    return Err(Error::Untimely { name, before: "SET_VRING_NUM" });
+                    return Err(Error::Untimely {
+                        name,
+                        before: "SET_VRING_NUM",
+                    });
                 }
-                let setup = RingSetup { num: ring.num, base: ring.base, addr };
-                Event::RingStart { index, setup, kick: fds.take(0), enabled: self.enabled(&ring) }
+                let setup = RingSetup {
+                    num: ring.num,
+                    base: ring.base,
+                    addr,
+                };
+                Event::RingStart {
+                    index,
+                    setup,
+                    kick: fds.take(0),
+                    enabled: self.enabled(&ring),
+                }
             }
             Request::SetVringCall => Event::RingCall(self.ring(name, number()? & RING_MASK)?.0, fds.take(0)),
             Request::SetVringErr => Event::RingErr(self.ring(name, number()? & RING_MASK)?.0, fds.take(0)),
@@ -383,18 +440,27 @@ impl<F> Backend<F> {
                 let [a, b, c, d, e, f, ..] = number()?.to_le_bytes();
                 Event::Rarp([a, b, c, d, e, f])
             }
-            Request::SetBackendReqFd => {
-                Event::BackendChannel(fds.take(0).ok_or(Error::MissingFd { name, given: 0, needed: 1 })?)
-            }
+            Request::SetBackendReqFd => Event::BackendChannel(fds.take(0).ok_or(Error::MissingFd {
+                name,
+                given: 0,
+                needed: 1,
+            })?),
             Request::GetInflightFd => Event::GetInflight(payload.read(name)?),
             Request::SetInflightFd => {
-                let fd = fds.take(0).ok_or(Error::MissingFd { name, given: 0, needed: 1 })?;
+                let fd = fds.take(0).ok_or(Error::MissingFd {
+                    name,
+                    given: 0,
+                    needed: 1,
+                })?;
                 Event::SetInflight(payload.read(name)?, fd)
             }
             Request::GetConfig => {
                 let head: ConfigHead = payload.read(name)?;
                 owed.config = (head.offset.get(), head.size.get());
-                Event::GetConfig { offset: owed.config.0, size: owed.config.1 }
+                Event::GetConfig {
+                    offset: owed.config.0,
+                    size: owed.config.1,
+                }
             }
             Request::SetConfig => {
                 let head: ConfigHead = payload.read(name)?;
@@ -402,7 +468,12 @@ impl<F> Backend<F> {
                 let mut copy = [0; 256];
                 match copy.get_mut(..bytes.len()) {
                     Some(place) if bytes.len() == head.size.get() as usize => place.copy_from_slice(bytes),
-                    _ => return Err(Error::Size { name, size: payload.bytes().len() as u32 }),
+                    _ => {
+                        return Err(Error::Size {
+                            name,
+                            size: payload.bytes().len() as u32,
+                        });
+                    }
                 }
                 Event::SetConfig(head.offset.get(), copy, bytes.len())
             }
@@ -420,7 +491,9 @@ impl<F> Backend<F> {
     }
 
     fn acknowledge(request: Request, done: bool) -> Outgoing {
-        let value = Number { value: u64::from(!done).into() };
+        let value = Number {
+            value: u64::from(!done).into(),
+        };
         Outgoing::new(|size| Header::reply(request.code(), size), &[value.as_bytes()])
     }
 
@@ -430,9 +503,17 @@ impl<F> Backend<F> {
     /// [`Error::Untimely`] without an event; [`Error::Value`] for an outcome that is not this event's.
     pub fn finish(&mut self, outcome: Outcome<'_>) -> Result<Option<Outgoing>, Error> {
         let Some(owed) = self.owed.take() else {
-            return Err(Error::Untimely { name: "an outcome", before: "an event" });
+            return Err(Error::Untimely {
+                name: "an outcome",
+                before: "an event",
+            });
         };
-        let Owed { request, ack, index, config } = owed;
+        let Owed {
+            request,
+            ack,
+            index,
+            config,
+        } = owed;
         let name = request.name();
         let answer = |pieces: &[&[u8]]| Ok(Some(Outgoing::new(|size| Header::reply(request.code(), size), pieces)));
         match (request, outcome) {
@@ -441,10 +522,18 @@ impl<F> Backend<F> {
                 if let Some(ring) = self.rings.get_mut(index as usize) {
                     ring.base = base;
                 }
-                answer(&[VringState { index: index.into(), num: base.into() }.as_bytes()])
+                answer(&[VringState {
+                    index: index.into(),
+                    num: base.into(),
+                }
+                .as_bytes()])
             }
             (Request::GetConfig, Outcome::Config(bytes)) if bytes.len() == config.1 as usize && bytes.len() <= 256 => {
-                let head = ConfigHead { offset: config.0.into(), size: config.1.into(), flags: 0.into() };
+                let head = ConfigHead {
+                    offset: config.0.into(),
+                    size: config.1.into(),
+                    flags: 0.into(),
+                };
                 answer(&[head.as_bytes(), bytes])
             }
             // An empty answer says that there is no such piece.
@@ -465,7 +554,11 @@ impl<F> Backend<F> {
         let have = self.assembler.pending();
         self.dead = true;
         self.assembler.clear();
-        if have > 0 { Err(Error::Truncated { have }) } else { Ok(()) }
+        if have > 0 {
+            Err(Error::Truncated { have })
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -479,4 +572,3 @@ impl<F> core::fmt::Debug for Backend<F> {
             .finish_non_exhaustive()
     }
 }
-

@@ -39,7 +39,10 @@ impl<F> Default for Channel<F> {
 impl<F> Channel<F> {
     /// A channel that was just made.
     pub const fn new() -> Self {
-        Channel { assembler: Assembler::new(), dead: false }
+        Channel {
+            assembler: Assembler::new(),
+            dead: false,
+        }
     }
 
     /// How many bytes to read next, at the most.
@@ -109,7 +112,9 @@ pub struct Pending(BackendRequest);
 impl Pending {
     /// The answer.
     pub fn answer(self, done: bool) -> Outgoing {
-        let value = Number { value: u64::from(!done).into() };
+        let value = Number {
+            value: u64::from(!done).into(),
+        };
         Outgoing::new(|size| Header::reply(self.0.code(), size), &[value.as_bytes()])
     }
 }
@@ -118,7 +123,14 @@ impl Pending {
 pub fn notice(request: BackendRequest, ring: Option<u32>, need_reply: bool) -> Outgoing {
     let header = |size| Header::request(request.code(), size, need_reply);
     match ring {
-        Some(index) => Outgoing::new(header, &[VringState { index: index.into(), num: 0.into() }.as_bytes()]),
+        Some(index) => Outgoing::new(
+            header,
+            &[VringState {
+                index: index.into(),
+                num: 0.into(),
+            }
+            .as_bytes()],
+        ),
         None => Outgoing::new(header, &[]),
     }
 }

@@ -130,7 +130,9 @@ impl fmt::Display for Error {
             Error::Unknown { code } => write!(f, "message {code} is unknown"),
             Error::Oversized { name, size } => write!(f, "{name} announces {size} bytes, more than any message has"),
             Error::Size { name, size } => write!(f, "{name} announces {size} bytes, which is not its length"),
-            Error::MissingFd { name, given, needed } => write!(f, "{name} came with {given} of {needed} file descriptors"),
+            Error::MissingFd { name, given, needed } => {
+                write!(f, "{name} came with {given} of {needed} file descriptors")
+            }
             Error::SurplusFd { name, given, taken } => {
                 write!(f, "{name} came with {given} file descriptors and takes {taken}")
             }
@@ -138,7 +140,9 @@ impl fmt::Display for Error {
             Error::Truncated { have } => write!(f, "the connection ended {have} bytes into a message"),
             Error::ReplyToNothing { code } => write!(f, "a reply to message {code} came, which nobody waits for"),
             Error::NotAReply { name } => write!(f, "a request came in place of the reply to {name}"),
-            Error::OtherReply { name, code } => write!(f, "the reply to message {code} came in place of that to {name}"),
+            Error::OtherReply { name, code } => {
+                write!(f, "the reply to message {code} came in place of that to {name}")
+            }
             Error::NotNegotiated { name, feature } => write!(f, "{name} came although {feature} was not negotiated"),
             Error::Features { name, surplus } => write!(f, "{name} has features that were not offered: {surplus:#x}"),
             Error::Untimely { name, before } => write!(f, "{name} came before {before}"),

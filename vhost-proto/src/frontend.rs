@@ -210,15 +210,27 @@ impl<F> Frontend<F> {
             return Err(Error::Dead);
         }
         if let Some(waiting) = &self.waiting {
-            return Err(Error::Untimely { name, before: waiting.request.name() });
+            return Err(Error::Untimely {
+                name,
+                before: waiting.request.name(),
+            });
         }
         self.allowed(&command)?;
         let answered = request.answer() == Answer::Always;
         let ack = ack && !answered && self.protocol.contains(ProtocolFeatures::REPLY_ACK);
         let out = command.encode(ack)?;
         if answered || ack {
-            let config = if let Command::GetConfig(offset, size) = command { (offset, size) } else { (0, 0) };
-            self.waiting = Some(Waiting { request, ack, index: command.index(), config });
+            let config = if let Command::GetConfig(offset, size) = command {
+                (offset, size)
+            } else {
+                (0, 0)
+            };
+            self.waiting = Some(Waiting {
+                request,
+                ack,
+                index: command.index(),
+                config,
+            });
         }
         match command {
             Command::SetFeatures(features) => self.features = features,
@@ -232,7 +244,9 @@ impl<F> Frontend<F> {
     pub fn fds_of(command: &Command<'_>) -> usize {
         match command {
             Command::SetMemTable(regions) => regions.len(),
-            Command::SetVringKick(_, fd) | Command::SetVringCall(_, fd) | Command::SetVringErr(_, fd) => usize::from(*fd),
+            Command::SetVringKick(_, fd) | Command::SetVringCall(_, fd) | Command::SetVringErr(_, fd) => {
+                usize::from(*fd)
+            }
             other => usize::from(other.request().fds() == Fds::One),
         }
     }
@@ -240,13 +254,26 @@ impl<F> Frontend<F> {
     fn allowed(&self, command: &Command<'_>) -> Result<(), Error> {
         let name = command.request().name();
         let protocol = |feature: ProtocolFeatures, what| {
-            if self.protocol.contains(feature) { Ok(()) } else { Err(Error::NotNegotiated { name, feature: what }) }
+            if self.protocol.contains(feature) {
+                Ok(())
+            } else {
+                Err(Error::NotNegotiated { name, feature: what })
+            }
         };
         let bit30 = || match self.offered & F_PROTOCOL_FEATURES {
-            0 => Err(Error::NotNegotiated { name, feature: "VHOST_USER_F_PROTOCOL_FEATURES" }),
+            0 => Err(Error::NotNegotiated {
+                name,
+                feature: "VHOST_USER_F_PROTOCOL_FEATURES",
+            }),
             _ => Ok(()),
         };
-        let offered = |surplus: u64| if surplus == 0 { Ok(()) } else { Err(Error::Features { name, surplus }) };
+        let offered = |surplus: u64| {
+            if surplus == 0 {
+                Ok(())
+            } else {
+                Err(Error::Features { name, surplus })
+            }
+        };
         match command {
             Command::SetFeatures(features) => offered(features & !self.offered),
             Command::GetProtocolFeatures => bit30(),
@@ -307,16 +334,31 @@ impl<F> Frontend<F> {
                 return Err(Error::NotAReply { name });
             }
             if header.code() != request.code() {
-                return Err(Error::OtherReply { name, code: header.code() });
+                return Err(Error::OtherReply {
+                    name,
+                    code: header.code(),
+                });
             }
             check_size(name, reply_shape(request, ack), header.size())
         })?;
         let Some(message) = whole else { return Ok(None) };
-        let Some(Waiting { request, ack, index, config }) = self.waiting.take() else { return Err(Error::Dead) };
+        let Some(Waiting {
+            request,
+            ack,
+            index,
+            config,
+        }) = self.waiting.take()
+        else {
+            return Err(Error::Dead);
+        };
         let (name, payload, mut fds) = (request.name(), message.payload, message.fds);
         let takes = usize::from(request == Request::GetInflightFd);
         if fds.len() > takes {
-            return Err(Error::SurplusFd { name, given: fds.len(), taken: takes });
+            return Err(Error::SurplusFd {
+                name,
+                given: fds.len(),
+                taken: takes,
+            });
         }
         let number = || payload.read::<Number>(name).map(|n| n.value.get());
         if ack {
@@ -343,7 +385,10 @@ impl<F> Frontend<F> {
             Request::GetVringBase => {
                 let state: VringState = payload.read(name)?;
                 if state.index.get() != index {
-                    return Err(Error::Ring { name, index: state.index.get() });
+                    return Err(Error::Ring {
+                        name,
+                        index: state.index.get(),
+                    });
                 }
                 Reply::VringBase(index, state.num.get())
             }
@@ -351,10 +396,16 @@ impl<F> Frontend<F> {
                 let head: ConfigHead = payload.read(name)?;
                 let bytes = payload.bytes().get(size_of::<ConfigHead>()..).unwrap_or_default();
                 if (head.offset.get(), head.size.get()) != config || bytes.len() != config.1 as usize {
-                    return Err(Error::Value { name, value: head.size.get().into() });
+                    return Err(Error::Value {
+                        name,
+                        value: head.size.get().into(),
+                    });
                 }
                 let mut copy = [0; 256];
-                let place = copy.get_mut(..bytes.len()).ok_or(Error::Size { name, size: bytes.len() as u32 })?;
+                let place = copy.get_mut(..bytes.len()).ok_or(Error::Size {
+                    name,
+                    size: bytes.len() as u32,
+                })?;
                 place.copy_from_slice(bytes);
                 Reply::Config(copy, bytes.len())
             }
@@ -368,7 +419,11 @@ impl<F> Frontend<F> {
         let have = self.assembler.pending();
         self.dead = true;
         self.assembler.clear();
-        if have > 0 || self.waiting.take().is_some() { Some(Error::Truncated { have }) } else { None }
+        if have > 0 || self.waiting.take().is_some() {
+            Some(Error::Truncated { have })
+        } else {
+            None
+        }
     }
 }
 
@@ -431,13 +486,23 @@ impl Command<'_> {
         let name = request.name();
         let message = |pieces: &[&[u8]]| Outgoing::new(|size| Header::request(request.code(), size, ack), pieces);
         let number = |value: u64| message(&[Number { value: value.into() }.as_bytes()]);
-        let state = |index: u32, num: u32| message(&[VringState { index: index.into(), num: num.into() }.as_bytes()]);
+        let state = |index: u32, num: u32| {
+            message(&[VringState {
+                index: index.into(),
+                num: num.into(),
+            }
+            .as_bytes()])
+        };
         let vring = |index: u32, fd: bool| match index {
             0..=255 => Ok(number(u64::from(index) | if fd { 0 } else { NO_FD })),
             _ => Err(Error::Ring { name, index }),
         };
         let single = |region: Region| {
-            message(&[SingleRegion { padding: 0.into(), region: region.into() }.as_bytes()])
+            message(&[SingleRegion {
+                padding: 0.into(),
+                region: region.into(),
+            }
+            .as_bytes()])
         };
         Ok(match *self {
             Command::SetOwner
@@ -452,11 +517,17 @@ impl Command<'_> {
             Command::SetProtocolFeatures(features) => number(features.bits()),
             Command::SetMemTable(regions) => {
                 let mut table = [MemoryRegion::from(Region::default()); crate::message::MAX_FDS];
-                let used = table.get_mut(..regions.len()).ok_or(Error::Value { name, value: regions.len() as u64 })?;
+                let used = table.get_mut(..regions.len()).ok_or(Error::Value {
+                    name,
+                    value: regions.len() as u64,
+                })?;
                 for (place, region) in used.iter_mut().zip(regions) {
                     *place = (*region).into();
                 }
-                let head = TableHead { count: (regions.len() as u32).into(), padding: 0.into() };
+                let head = TableHead {
+                    count: (regions.len() as u32).into(),
+                    padding: 0.into(),
+                };
                 message(&[head.as_bytes(), used.as_bytes()])
             }
             Command::AddMemReg(region) | Command::RemMemReg(region) => single(region),
@@ -480,15 +551,29 @@ impl Command<'_> {
             Command::SendRarp([a, b, c, d, e, f]) => number(u64::from_le_bytes([a, b, c, d, e, f, 0, 0])),
             Command::GetConfig(offset, size) => {
                 let zeroes = [0u8; 256];
-                let space = zeroes.get(..size as usize).ok_or(Error::Value { name, value: size.into() })?;
-                let head = ConfigHead { offset: offset.into(), size: size.into(), flags: 0.into() };
+                let space = zeroes.get(..size as usize).ok_or(Error::Value {
+                    name,
+                    value: size.into(),
+                })?;
+                let head = ConfigHead {
+                    offset: offset.into(),
+                    size: size.into(),
+                    flags: 0.into(),
+                };
                 message(&[head.as_bytes(), space])
             }
             Command::SetConfig(offset, bytes) => {
                 if bytes.len() > 256 {
-                    return Err(Error::Value { name, value: bytes.len() as u64 });
+                    return Err(Error::Value {
+                        name,
+                        value: bytes.len() as u64,
+                    });
                 }
-                let head = ConfigHead { offset: offset.into(), size: (bytes.len() as u32).into(), flags: 1.into() };
+                let head = ConfigHead {
+                    offset: offset.into(),
+                    size: (bytes.len() as u32).into(),
+                    flags: 1.into(),
+                };
                 message(&[head.as_bytes(), bytes])
             }
             Command::GetInflightFd(num_queues, queue_size) => message(&[Inflight {
@@ -503,4 +588,3 @@ impl Command<'_> {
         })
     }
 }
-

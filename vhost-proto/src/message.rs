@@ -33,12 +33,20 @@ impl Header {
     /// The header of a request.
     pub const fn request(code: u32, size: u32, need_reply: bool) -> Self {
         let flags = VERSION | if need_reply { NEED_REPLY } else { 0 };
-        Header { request: U32::new(code), flags: U32::new(flags), size: U32::new(size) }
+        Header {
+            request: U32::new(code),
+            flags: U32::new(flags),
+            size: U32::new(size),
+        }
     }
 
     /// The header of a reply.
     pub const fn reply(code: u32, size: u32) -> Self {
-        Header { request: U32::new(code), flags: U32::new(VERSION | REPLY), size: U32::new(size) }
+        Header {
+            request: U32::new(code),
+            flags: U32::new(VERSION | REPLY),
+            size: U32::new(size),
+        }
     }
 
     /// The number of the request.
@@ -323,8 +331,14 @@ mod tests {
 
     #[test]
     fn headers_on_the_wire() {
-        assert_eq!(Header::request(1, 0, false).as_bytes(), [1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0]);
-        assert_eq!(Header::request(5, 40, true).as_bytes(), [5, 0, 0, 0, 9, 0, 0, 0, 40, 0, 0, 0]);
+        assert_eq!(
+            Header::request(1, 0, false).as_bytes(),
+            [1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0]
+        );
+        assert_eq!(
+            Header::request(5, 40, true).as_bytes(),
+            [5, 0, 0, 0, 9, 0, 0, 0, 40, 0, 0, 0]
+        );
         assert_eq!(Header::reply(11, 8).as_bytes(), [11, 0, 0, 0, 5, 0, 0, 0, 8, 0, 0, 0]);
         let header = Header::read_from_bytes(&[1, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0]).unwrap();
         assert!(!header.version_is_known());

@@ -159,7 +159,8 @@ mod tests {
             mmap_offset: 0x1000.into(),
         };
         let bytes = [
-            0x22, 0x11, 0, 0, 0, 0, 0, 0, 0, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x7f, 0, 0, 0, 0x10, 0, 0, 0, 0, 0, 0,
+            0x22, 0x11, 0, 0, 0, 0, 0, 0, 0, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x7f, 0, 0, 0, 0x10, 0, 0, 0, 0, 0,
+            0,
         ];
         assert_eq!(region.as_bytes(), bytes);
         assert_eq!(MemoryRegion::read_from_bytes(&bytes), Ok(region));

@@ -57,7 +57,12 @@ impl Payload {
 
     /// The payload's first bytes as a `T`. Its length was checked against the message's shape.
     pub(crate) fn read<T: FromBytes + KnownLayout + Immutable>(&self, name: &'static str) -> Result<T, Error> {
-        T::read_from_prefix(self.bytes()).map(|(value, _)| value).map_err(|_| Error::Size { name, size: self.len as u32 })
+        T::read_from_prefix(self.bytes())
+            .map(|(value, _)| value)
+            .map_err(|_| Error::Size {
+                name,
+                size: self.len as u32,
+            })
     }
 }
 
@@ -106,9 +111,17 @@ pub(crate) fn check_fds<F>(name: &'static str, rule: Fds, payload: &Payload, fds
         }
     };
     if given < least {
-        Err(Error::MissingFd { name, given, needed: least })
+        Err(Error::MissingFd {
+            name,
+            given,
+            needed: least,
+        })
     } else if given > most {
-        Err(Error::SurplusFd { name, given, taken: most })
+        Err(Error::SurplusFd {
+            name,
+            given,
+            taken: most,
+        })
     } else {
         Ok(())
     }
@@ -116,12 +129,24 @@ pub(crate) fn check_fds<F>(name: &'static str, rule: Fds, payload: &Payload, fds
 
 impl<F> Assembler<F> {
     pub(crate) const fn new() -> Self {
-        Assembler { header: [0; HEADER], have: 0, payload: Payload { bytes: [0; MAX_PAYLOAD], len: 0 }, fds: FdSet::new() }
+        Assembler {
+            header: [0; HEADER],
+            have: 0,
+            payload: Payload {
+                bytes: [0; MAX_PAYLOAD],
+                len: 0,
+            },
+            fds: FdSet::new(),
+        }
     }
 
     /// How many bytes are wanted next: to read no further than the message, so that descriptors stay with theirs.
     pub(crate) fn wants(&self) -> usize {
-        if self.have < HEADER { HEADER - self.have } else { HEADER + self.payload.len - self.have }
+        if self.have < HEADER {
+            HEADER - self.have
+        } else {
+            HEADER + self.payload.len - self.have
+        }
     }
 
     /// Bytes of a message that is not whole yet.
@@ -168,7 +193,11 @@ impl<F> Assembler<F> {
         self.have = 0;
         let payload = self.payload;
         self.payload.len = 0;
-        Ok(Some(Message { header: self.parsed(), payload, fds: core::mem::take(&mut self.fds) }))
+        Ok(Some(Message {
+            header: self.parsed(),
+            payload,
+            fds: core::mem::take(&mut self.fds),
+        }))
     }
 
     fn parsed(&self) -> Header {

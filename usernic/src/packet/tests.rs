@@ -122,7 +122,10 @@ fn without_buffers_a_long_frame_is_refused_and_none_is_lost() {
     let mut cache = Cache::new(Arc::clone(&pool));
     let mut packet = fresh(&mut cache);
     cache.flush(0);
-    assert!(matches!(packet.copy_from(&[1; 4097]), Err(PacketError::NoBuffers { len: 4097 })));
+    assert!(matches!(
+        packet.copy_from(&[1; 4097]),
+        Err(PacketError::NoBuffers { len: 4097 })
+    ));
     assert!(packet.is_empty());
     packet.copy_from(&[2; 4096]).unwrap();
     assert_eq!(packet.segment_count(), 4);
@@ -213,5 +216,8 @@ fn headroom_is_what_prepend_takes() {
     assert_eq!(packet.tailroom(), 1024);
     packet.prepend(&vec![1; packet.headroom()]).unwrap();
     assert_eq!(packet.headroom(), 0);
-    assert!(matches!(packet.prepend(&[1]), Err(PacketError::NoHeadroom { asked: 1, left: 0 })));
+    assert!(matches!(
+        packet.prepend(&[1]),
+        Err(PacketError::NoHeadroom { asked: 1, left: 0 })
+    ));
 }

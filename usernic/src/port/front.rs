@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hugemem::Segment;
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd};
+use rustix::event::{EventfdFlags, eventfd};
 use virtio_ring::split::{Driver, Layout, Options};
 use virtio_ring::{Features, Slot};
 
@@ -17,7 +17,7 @@ use crate::memory::{MemorySource, Request};
 use crate::pool::{Cache, Pool};
 use crate::queue::{FrontPair, NET_HEADER, Parts, RawQueue, RawRing, Side};
 use crate::spec::PortSpec;
-use crate::vhost_user::{self, FrontendSession, Listener, Region, RingSetup};
+use crate::vhost_user::{FrontendSession, Listener, Region, RingSetup};
 
 /// First and longest wait before a lost back-end is looked for again.
 const RETRY: [Duration; 2] = [Duration::from_millis(20), Duration::from_secs(1)];
@@ -44,19 +44,44 @@ pub(super) fn open(spec: PortSpec, memory: &mut dyn MemorySource) -> Result<Port
     let server = spec.reversed;
     // The socket first: it is what is wrong most often, and costs nothing to find out.
     let timeout = Duration::from_millis(spec.timeout_ms.into());
-    let listener = if server { Some(Listener::bind(&spec.path)?) } else { None };
-    let session = if server { None } else { Some(FrontendSession::connect(&spec.path, timeout)?) };
+    let listener = if server {
+        Some(Listener::bind(&spec.path)?)
+    } else {
+        None
+    };
+    let session = if server {
+        None
+    } else {
+        Some(FrontendSession::connect(&spec.path, timeout)?)
+    };
 
-    let request = Request { len: plan.len, name: "usernic", numa: spec.numa };
+    let request = Request {
+        len: plan.len,
+        name: "usernic",
+        numa: spec.numa,
+    };
     let allocation = memory.allocate(&request)?;
     let description = allocation.choice.to_string();
     let segment = Arc::new(allocation.segment);
     let (queues, room) = (spec.queues, spec.buffer_size);
-    let pool = Pool::new(Arc::clone(&segment), plan.buffers_at, plan.buffers(segment.len()), room, 0, false)?;
+    let pool = Pool::new(
+        Arc::clone(&segment),
+        plan.buffers_at,
+        plan.buffers(segment.len()),
+        room,
+        0,
+        false,
+    )?;
     let inner = Arc::new(Inner::new(spec, queues)?);
 
-    let mut control =
-        Control { inner: Arc::clone(&inner), segment: Arc::clone(&segment), layout: plan.layout, pairs: Vec::new(), listener, session: None };
+    let mut control = Control {
+        inner: Arc::clone(&inner),
+        segment: Arc::clone(&segment),
+        layout: plan.layout,
+        pairs: Vec::new(),
+        listener,
+        session: None,
+    };
     for index in 0..usize::from(queues) {
         let parts = control.add_pair(index, &pool)?;
         inner.put_on_shelf(parts);
@@ -64,12 +89,13 @@ pub(super) fn open(spec: PortSpec, memory: &mut dyn MemorySource) -> Result<Port
     if let Some(session) = session {
         control.bring_up(session)?;
     }
-    let control = std::thread::Builder::new()
-        .name("usernic-control".into())
-        .stack_size(128 << 10)
-        .spawn(move || control.run())
-        .tried("starting the port's control thread")?;
-    Ok(Port { inner, control: Some(control), memory: description, memory_bytes: segment.len() })
+    let control = super::spawn(move || control.run())?;
+    Ok(Port {
+        inner,
+        control: Some(control),
+        memory: description,
+        memory_bytes: segment.len(),
+    })
 }
 
 /// The file to hand over.
@@ -104,15 +130,24 @@ impl Control {
             let size = self.layout.size;
             let slots = vec![Slot::default(); usize::from(size)].into_boxed_slice();
             // SAFETY: the plan has room for all rings at the segment's beginning; the mapping's base is page-aligned.
-            let memory = unsafe { self.layout.place(self.segment.base().add((2 * index + which) * self.layout.len)) };
+            let memory = unsafe {
+                self.layout
+                    .place(self.segment.base().add((2 * index + which) * self.layout.len))
+            };
             // SAFETY: the segment stays mapped while the pair lives (it holds an Arc); no other driver is on this ring:
             // one that was there before is replaced with the gate closed; no device is: the session is not up yet.
             let driver = unsafe { Driver::new(memory, size, options, slots) };
-            let driver = driver.map_err(|source| Error::Ring { index: 2 * index + which, source })?;
+            let driver = driver.map_err(|source| Error::Ring {
+                index: 2 * index + which,
+                source,
+            })?;
             let kick = kicks[which].try_clone().tried("dup(2)")?;
             Ok::<_, Error>(RawRing::new(driver, kick, NET_HEADER))
         };
-        Ok(RawQueue { rx: ring(0)?, tx: ring(1)? })
+        Ok(RawQueue {
+            rx: ring(0)?,
+            tx: ring(1)?,
+        })
     }
 
     /// Negotiates and starts all rings.
@@ -134,7 +169,11 @@ impl Control {
             });
         }
         if spec.queues > offer.queue_pairs {
-            return Err(Error::TooManyQueues { path: spec.path.clone(), asked: spec.queues, most: offer.queue_pairs });
+            return Err(Error::TooManyQueues {
+                path: spec.path.clone(),
+                asked: spec.queues,
+                most: offer.queue_pairs,
+            });
         }
         let features = wanted & offered;
         let options = Options::from_features(features);
@@ -190,7 +229,7 @@ impl Control {
         let mut next_try = Instant::now();
         while !self.inner.stopped() {
             if let Some(session) = &self.session {
-                self.sleep(Some(session.as_fd()), None);
+                self.inner.sleep(Some(session.as_fd()), None);
                 if self.inner.stopped() {
                     break;
                 }
@@ -204,16 +243,19 @@ impl Control {
                 continue;
             }
             if self.listener.is_none() && !self.inner.spec.reconnect {
-                self.sleep(None, None);
+                self.inner.sleep(None, None);
                 continue;
             }
             let listener = self.listener.as_ref().map(AsFd::as_fd);
             let deadline = if listener.is_some() { None } else { Some(next_try) };
-            self.sleep(listener, deadline);
+            self.inner.sleep(listener, deadline);
             if self.inner.stopped() {
                 break;
             }
-            match self.find().and_then(|found| found.map_or(Ok(()), |session| self.bring_up(session))) {
+            match self
+                .find()
+                .and_then(|found| found.map_or(Ok(()), |session| self.bring_up(session)))
+            {
                 Ok(()) => {
                     if self.session.is_some() {
                         tracing::info!(path = %self.inner.spec.path.display(), "link up");
@@ -233,18 +275,11 @@ impl Control {
     fn find(&mut self) -> Result<Option<FrontendSession>, Error> {
         let timeout = Duration::from_millis(self.inner.spec.timeout_ms.into());
         match &self.listener {
-            Some(listener) => Ok(listener.accept()?.map(|stream| FrontendSession::new(stream, &self.inner.spec.path, timeout))),
+            Some(listener) => Ok(listener
+                .accept()?
+                .map(|stream| FrontendSession::new(stream, &self.inner.spec.path, timeout))),
             None => Ok(Some(FrontendSession::connect(&self.inner.spec.path, timeout)?)),
         }
-    }
-
-    /// Sleeps until `fd` is readable, the port wakes the thread, or the deadline has come.
-    fn sleep(&self, fd: Option<BorrowedFd<'_>>, deadline: Option<Instant>) {
-        let wake = self.inner.wake_fd().as_fd();
-        let mut fds = [PollFd::from_borrowed_fd(wake, PollFlags::IN), PollFd::from_borrowed_fd(fd.unwrap_or(wake), PollFlags::IN)];
-        let timeout = deadline.map(|d| d.saturating_duration_since(Instant::now()));
-        let timeout = timeout.and_then(|t| Timespec::try_from(t).ok());
-        let _ = rustix::event::poll(&mut fds, timeout.as_ref());
     }
 
     /// Says goodbye: the back-end knows that the rings are stopped before they go.
@@ -255,7 +290,6 @@ impl Control {
         if let Some(session) = &mut self.session
             && let Err(error) = session.stop()
         {
-            let _: &vhost_user::Error = &error;
             tracing::debug!("the back-end did not stop its rings: {error}");
         }
         self.take_down();

@@ -8,13 +8,13 @@ mod back;
 mod front;
 mod plan;
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use rustix::event::{EventfdFlags, epoll, eventfd};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, epoll, eventfd};
 
 use crate::error::{Error, Tried};
 use crate::memory::MemorySource;
@@ -121,7 +121,9 @@ impl Port {
     pub fn queue(&self, index: u16) -> Result<Queue, Error> {
         let mut shelf = lock(&self.inner.shelf.0);
         let count = shelf.len() as u16;
-        let place = shelf.get_mut(usize::from(index)).ok_or(Error::NoSuchQueue { index, count })?;
+        let place = shelf
+            .get_mut(usize::from(index))
+            .ok_or(Error::NoSuchQueue { index, count })?;
         let parts = place.take().ok_or(Error::QueueTaken { index })?;
         Ok(Queue::new(parts, Arc::downgrade(&self.inner.shelf)))
     }
@@ -146,7 +148,10 @@ impl Port {
             if left.is_zero() {
                 return false;
             }
-            guard = condition.wait_timeout(guard, left).unwrap_or_else(PoisonError::into_inner).0;
+            guard = condition
+                .wait_timeout(guard, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
         }
         true
     }
@@ -208,7 +213,10 @@ impl Inner {
     pub(crate) fn new(spec: PortSpec, queues: u16) -> Result<Self, Error> {
         let mac = spec.mac.unwrap_or_else(random_mac);
         let flags = EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC;
-        let link_events = (0..queues).map(|_| eventfd(0, flags)).collect::<Result<_, _>>().tried("eventfd(2)")?;
+        let link_events = (0..queues)
+            .map(|_| eventfd(0, flags))
+            .collect::<Result<_, _>>()
+            .tried("eventfd(2)")?;
         Ok(Inner {
             mac,
             counters: (0..queues).map(|_| Arc::default()).collect(),
@@ -229,7 +237,11 @@ impl Inner {
         let up = self.up.load(Ordering::Acquire);
         Link {
             up,
-            queues: if up { self.queues_up.load(Ordering::Relaxed) as u16 } else { 0 },
+            queues: if up {
+                self.queues_up.load(Ordering::Relaxed) as u16
+            } else {
+                0
+            },
             speed: self.spec.speed,
             features: self.features.load(Ordering::Relaxed),
         }
@@ -259,8 +271,14 @@ impl Inner {
         let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
     }
 
-    pub(crate) fn wake_fd(&self) -> &OwnedFd {
-        &self.wake
+    /// The control thread's sleep: until `fd` is readable, the port is to stop, or the deadline has come.
+    fn sleep(&self, fd: Option<BorrowedFd<'_>>, deadline: Option<Instant>) {
+        let wake = self.wake.as_fd();
+        let mut fds = [wake, fd.unwrap_or(wake)].map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
+        let timeout = deadline.map(|d| d.saturating_duration_since(Instant::now()));
+        let timeout = timeout.and_then(|t| Timespec::try_from(t).ok());
+        // An error or an interruption is a sleep that was short.
+        let _ = rustix::event::poll(&mut fds, timeout.as_ref());
     }
 
     /// The epoll instance of queue `index`, with the link's event in it.
@@ -273,6 +291,14 @@ impl Inner {
     pub(crate) fn put_on_shelf(&self, parts: Parts) {
         self.shelf.put_back(parts);
     }
+}
+
+/// Starts a port's control thread.
+fn spawn(run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, Error> {
+    let builder = std::thread::Builder::new()
+        .name("usernic-control".into())
+        .stack_size(256 << 10);
+    builder.spawn(run).tried("starting the port's control thread")
 }
 
 /// Adds `fd` to an epoll instance, edge-triggered: nobody has to read it.

@@ -11,8 +11,6 @@ use crate::spec::PortSpec;
 pub(super) struct Plan {
     /// Of each ring.
     pub(super) layout: Layout,
-    /// Rings of the port: two a pair.
-    pub(super) rings: usize,
     /// Where the buffers begin.
     pub(super) buffers_at: usize,
     /// Bytes to ask for.
@@ -38,21 +36,38 @@ impl Plan {
             None => buffers_at + count * stride,
             Some(mem) => {
                 // With less than this the port would stand still, waiting for itself.
-                let least = spec.buffers.map_or(usize::from(spec.queues) * (usize::from(spec.queue_size) + 2 * BULK), |n| n as usize);
+                let least = spec.buffers.map_or(
+                    usize::from(spec.queues) * (usize::from(spec.queue_size) + 2 * BULK),
+                    |n| n as usize,
+                );
                 let needed = buffers_at + least * stride;
                 if mem < needed {
-                    return Err(Error::TooSmall { given: mem, rings: buffers_at, buffers: least, stride, needed });
+                    return Err(Error::TooSmall {
+                        given: mem,
+                        rings: buffers_at,
+                        buffers: least,
+                        stride,
+                        needed,
+                    });
                 }
                 mem
             }
         };
-        Ok(Plan { layout, rings, buffers_at, len, stride, fixed: spec.buffers })
+        Ok(Plan {
+            layout,
+            buffers_at,
+            len,
+            stride,
+            fixed: spec.buffers,
+        })
     }
 
     /// Buffers that a segment of `len` bytes has room for.
     pub(super) fn buffers(&self, len: usize) -> u32 {
         let room = (len - self.buffers_at) / self.stride;
-        self.fixed.unwrap_or(u32::try_from(room).unwrap_or(u32::MAX)).min(1 << 24)
+        self.fixed
+            .unwrap_or(u32::try_from(room).unwrap_or(u32::MAX))
+            .min(hugemem::MAX_BUFFERS)
     }
 }
 

@@ -54,7 +54,12 @@ unsafe impl Send for BackPair {}
 
 impl BackRing {
     pub(crate) fn new(device: Device, call: Option<OwnedFd>, enabled: bool) -> Self {
-        let mut ring = BackRing { device, call, enabled, calls: 0 };
+        let mut ring = BackRing {
+            device,
+            call,
+            enabled,
+            calls: 0,
+        };
         ring.device.set_notify(false);
         ring
     }
@@ -132,7 +137,15 @@ impl BackPair {
 
     #[inline]
     pub(crate) fn rx(&mut self, cache: &mut Cache, burst: &mut Burst, counters: &Counters) -> usize {
-        let BackPair { rx: Some(ring), memory, chain, .. } = self else { return 0 };
+        let BackPair {
+            rx: Some(ring),
+            memory,
+            chain,
+            ..
+        } = self
+        else {
+            return 0;
+        };
         if !ring.enabled {
             return 0;
         }
@@ -153,31 +166,33 @@ impl BackPair {
         // First all descriptors, then the bytes: these are on their way meanwhile. The frames are given back (and their
         // memory may be reused) by `publish`, after the copies.
         let mut stage = Stage::new();
-        let _ = ring.device.pop_each(&**memory, chain, room, |popped| match popped.readable {
-            [only] if (only.len as usize).wrapping_sub(NET_HEADER + 1) < limit => {
-                let ptr = only.ptr.as_ptr().wrapping_add(NET_HEADER);
-                prefetch(ptr);
-                stage.push(ptr, only.len as usize - NET_HEADER);
-                Verdict::Done(0)
-            }
-            parts => {
-                // Frames stay in order: what is staged goes first.
-                bytes += stage.receive(cache, burst);
-                match gather(parts, cache, room - (burst.len() - start)) {
-                    Ok(Some(packet)) => {
-                        bytes += packet.len() as u64;
-                        // SAFETY: at most `room` chains are popped, a packet each.
-                        unsafe { burst.push_unchecked(packet) };
-                    }
-                    Ok(None) => errors += 1,
-                    Err(NoBuffers) => {
-                        full = true;
-                        return Verdict::Stop;
-                    }
+        let _ = ring
+            .device
+            .pop_each(&**memory, chain, room, |popped| match popped.readable {
+                [only] if (only.len as usize).wrapping_sub(NET_HEADER + 1) < limit => {
+                    let ptr = only.ptr.as_ptr().wrapping_add(NET_HEADER);
+                    prefetch(ptr);
+                    stage.push(ptr, only.len as usize - NET_HEADER);
+                    Verdict::Done(0)
                 }
-                Verdict::Done(0)
-            }
-        });
+                parts => {
+                    // Frames stay in order: what is staged goes first.
+                    bytes += stage.receive(cache, burst);
+                    match gather(parts, cache, room - (burst.len() - start)) {
+                        Ok(Some(packet)) => {
+                            bytes += packet.len() as u64;
+                            // SAFETY: at most `room` chains are popped, a packet each.
+                            unsafe { burst.push_unchecked(packet) };
+                        }
+                        Ok(None) => errors += 1,
+                        Err(NoBuffers) => {
+                            full = true;
+                            return Verdict::Stop;
+                        }
+                    }
+                    Verdict::Done(0)
+                }
+            });
         bytes += stage.receive(cache, burst);
         let n = burst.len() - start;
         if n > 0 || errors > 0 {
@@ -196,7 +211,16 @@ impl BackPair {
 
     #[inline]
     pub(crate) fn tx(&mut self, cache: &mut Cache, burst: &mut Burst, counters: &Counters) -> usize {
-        let BackPair { tx: Some(ring), memory, chain, mergeable, .. } = self else { return 0 };
+        let BackPair {
+            tx: Some(ring),
+            memory,
+            chain,
+            mergeable,
+            ..
+        } = self
+        else {
+            return 0;
+        };
         if !ring.enabled {
             return 0;
         }
@@ -213,7 +237,9 @@ impl BackPair {
                 if popped.fault.is_some() {
                     return Verdict::Done(0);
                 }
-                let Some(packet) = rest.get(stage.count) else { return Verdict::Stop };
+                let Some(packet) = rest.get(stage.count) else {
+                    return Verdict::Stop;
+                };
                 let meta = packet.meta();
                 let total = meta.len as usize + NET_HEADER;
                 match popped.writable {
@@ -264,7 +290,9 @@ impl BackPair {
 
     /// Asks for a kick at the next frame. `true`: frames are there already.
     pub(crate) fn arm(&mut self) -> bool {
-        self.rx.as_mut().is_some_and(|ring| ring.enabled && ring.device.set_notify(true))
+        self.rx
+            .as_mut()
+            .is_some_and(|ring| ring.enabled && ring.device.set_notify(true))
     }
 
     /// Asks for no more kicks. `true`: frames are there.
@@ -313,7 +341,10 @@ const STAGE: usize = 32;
 impl Stage {
     #[inline(always)]
     fn new() -> Self {
-        Stage { frames: [(std::ptr::null_mut(), 0); STAGE], count: 0 }
+        Stage {
+            frames: [(std::ptr::null_mut(), 0); STAGE],
+            count: 0,
+        }
     }
 
     #[inline(always)]
@@ -416,7 +447,13 @@ fn gather(parts: &[Part], cache: &mut Cache, others: usize) -> Result<Option<Pac
 /// Copies a frame that is in several segments, or goes into several parts or several buffers.
 #[cold]
 #[inline(never)]
-fn scatter(device: &mut Device, memory: &Arc<Regions>, chain: &mut Chain<Box<[Part]>>, mergeable: bool, packet: &Packet) -> Fit {
+fn scatter(
+    device: &mut Device,
+    memory: &Arc<Regions>,
+    chain: &mut Chain<Box<[Part]>>,
+    mergeable: bool,
+    packet: &Packet,
+) -> Fit {
     let total = packet.len() + NET_HEADER;
     let mut used: [Option<(Head, u32)>; MAX_PARTS] = [None; MAX_PARTS];
     let mut count = 0u16;
@@ -426,7 +463,11 @@ fn scatter(device: &mut Device, memory: &Arc<Regions>, chain: &mut Chain<Box<[Pa
     let mut header = &PLAIN[..];
     while written < total {
         let slot = usize::from(count);
-        let popped = if slot < MAX_PARTS { device.pop(&**memory, chain) } else { Ok(None) };
+        let popped = if slot < MAX_PARTS {
+            device.pop(&**memory, chain)
+        } else {
+            Ok(None)
+        };
         let Ok(Some(head)) = popped else {
             let all = count == device.size() || slot == MAX_PARTS;
             device.undo(count);
@@ -449,7 +490,10 @@ fn scatter(device: &mut Device, memory: &Arc<Regions>, chain: &mut Chain<Box<[Pa
             device.undo(count);
             return Fit::Never;
         }
-        let mut to = Writer { parts: chain.writable(), at: 0 };
+        let mut to = Writer {
+            parts: chain.writable(),
+            at: 0,
+        };
         let mut here = 0;
         let n = to.put(header.as_ptr(), header.len());
         header = &header[n..];
@@ -487,7 +531,10 @@ struct Segments<'a> {
 
 impl<'a> Segments<'a> {
     fn new(packet: &'a Packet) -> Self {
-        Segments { packet: Some(packet.meta()), at: 0 }
+        Segments {
+            packet: Some(packet.meta()),
+            at: 0,
+        }
     }
 
     /// Copies as much as `to` takes; how much.

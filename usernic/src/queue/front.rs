@@ -114,7 +114,15 @@ impl Pair {
     /// A pair on rings in `segment`.
     pub(crate) fn new(raw: RawQueue, segment: Arc<Segment>, mergeable: bool) -> Self {
         let size = raw.rx.size();
-        Pair { raw, mergeable, partial: None, refill: (size / 4).clamp(1, 32), size, past: Past::default(), _segment: segment }
+        Pair {
+            raw,
+            mergeable,
+            partial: None,
+            refill: (size / 4).clamp(1, 32),
+            size,
+            past: Past::default(),
+            _segment: segment,
+        }
     }
 
     /// Puts fresh rings in the place of the old: the same memory, other features.
@@ -174,12 +182,22 @@ impl Pair {
     #[inline(never)]
     fn assemble(&mut self, burst: &mut Burst, start: usize, counters: &Counters) -> u64 {
         let mut bytes = 0u64;
-        let Pair { partial, mergeable, size, past, .. } = self;
+        let Pair {
+            partial,
+            mergeable,
+            size,
+            past,
+            ..
+        } = self;
         burst.rewrite(start, |mut packet| {
             let Some(part) = partial else {
                 let meta = packet.meta_mut();
                 // SAFETY: every posted buffer has its header before the data.
-                let n = if *mergeable { unsafe { num_buffers(meta.data()) } } else { 1 };
+                let n = if *mergeable {
+                    unsafe { num_buffers(meta.data()) }
+                } else {
+                    1
+                };
                 // A length of less than a header wrapped around.
                 let runt = meta.len > u32::MAX - NET_HEADER as u32;
                 if runt || n == 0 || usize::from(n) > *size {
@@ -193,7 +211,11 @@ impl Pair {
                     return Some(packet);
                 }
                 let tail = packet.meta_ptr();
-                *partial = Some(Partial { head: packet, tail, left: n - 1 });
+                *partial = Some(Partial {
+                    head: packet,
+                    tail,
+                    left: n - 1,
+                });
                 return None;
             };
             // No header in here: the frame goes on in the first byte of the buffer.
@@ -310,7 +332,10 @@ impl Pair {
 
     /// Copies the rings' own counts to where others read them.
     pub(crate) fn publish_counts(&self, counters: &Counters) {
-        let mut sum = Past { anomalies: self.past.anomalies, kicks: self.past.kicks };
+        let mut sum = Past {
+            anomalies: self.past.anomalies,
+            kicks: self.past.kicks,
+        };
         sum.add(&self.raw);
         counters.kicks.raise(sum.kicks);
         counters.anomalies.raise(sum.anomalies);

@@ -14,8 +14,8 @@ use rustix::event::{PollFd, PollFlags, epoll};
 
 pub(crate) use back::{BackPair, BackRing};
 pub(crate) use front::Pair as FrontPair;
-pub use raw::{Buffer, MAX_SEGMENTS, RawQueue, RawRing, TooManySegments};
 pub(crate) use raw::NET_HEADER;
+pub use raw::{Buffer, MAX_SEGMENTS, RawQueue, RawRing, TooManySegments};
 
 use crate::copy::prefetch_write;
 use crate::gate::DataSide;
@@ -52,7 +52,10 @@ pub(crate) enum Side {
 
 impl Queue {
     pub(crate) fn new(parts: Parts, shelf: Weak<Shelf>) -> Self {
-        Queue { parts: Some(parts), shelf }
+        Queue {
+            parts: Some(parts),
+            shelf,
+        }
     }
 
     #[inline(always)]
@@ -74,7 +77,9 @@ impl Queue {
     /// Appends frames that have come to `burst`, up to its capacity; how many.
     #[inline]
     pub fn rx(&mut self, burst: &mut Burst) -> usize {
-        let Parts { side, cache, counters, .. } = self.parts();
+        let Parts {
+            side, cache, counters, ..
+        } = self.parts();
         match side {
             Side::Front(gate) => gate.enter().map_or(0, |mut pair| pair.rx(cache, burst, counters)),
             Side::Back(gate) => gate.enter().map_or(0, |mut pair| pair.rx(cache, burst, counters)),
@@ -90,7 +95,9 @@ impl Queue {
         if burst.is_empty() {
             return 0;
         }
-        let Parts { side, cache, counters, .. } = self.parts();
+        let Parts {
+            side, cache, counters, ..
+        } = self.parts();
         match side {
             Side::Front(gate) => gate.enter().map_or(0, |mut pair| pair.tx(cache, burst, counters)),
             Side::Back(gate) => gate.enter().map_or(0, |mut pair| pair.tx(cache, burst, counters)),
@@ -163,7 +170,9 @@ impl Queue {
     /// Asks the other side to notify at the next frame, for a wait on [`as_fd`](AsFd::as_fd). `true`: frames are there
     /// already, do not sleep. Undone by [`disarm`](Queue::disarm).
     pub fn arm(&mut self) -> bool {
-        let Parts { side, cache, counters, .. } = self.parts();
+        let Parts {
+            side, cache, counters, ..
+        } = self.parts();
         match side {
             Side::Front(gate) => gate.enter().is_some_and(|mut pair| pair.arm(cache, counters)),
             Side::Back(gate) => gate.enter().is_some_and(|mut pair| pair.arm()),

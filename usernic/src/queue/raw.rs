@@ -62,7 +62,12 @@ pub const MAX_SEGMENTS: usize = 64;
 impl RawRing {
     /// A ring of the driver side over `ring`, with an eventfd to kick and `header` bytes of virtio-net header.
     pub fn new(ring: Driver<Box<[Slot]>>, kick: OwnedFd, header: usize) -> Self {
-        RawRing { ring, kick, header, kicks: 0 }
+        RawRing {
+            ring,
+            kick,
+            header,
+            kicks: 0,
+        }
     }
 
     /// Descriptors of the ring.
@@ -89,7 +94,15 @@ impl RawRing {
         let header = self.header as u32;
         self.ring.add_each(
             Direction::Writable,
-            buffers.map(|b| (Segment { addr: b.address() - u64::from(header), len: b.len() + header }, b.cookie())),
+            buffers.map(|b| {
+                (
+                    Segment {
+                        addr: b.address() - u64::from(header),
+                        len: b.len() + header,
+                    },
+                    b.cookie(),
+                )
+            }),
         )
     }
 
@@ -105,7 +118,13 @@ impl RawRing {
                     return None;
                 }
                 b.write_header(header);
-                Some((Segment { addr: b.address() - header as u64, len: b.len() + header as u32 }, b.cookie()))
+                Some((
+                    Segment {
+                        addr: b.address() - header as u64,
+                        len: b.len() + header as u32,
+                    },
+                    b.cookie(),
+                ))
             }),
         )
     }
@@ -119,14 +138,20 @@ impl RawRing {
         first.write_header(self.header);
         let cookie = first.cookie();
         let header = self.header as u32;
-        chain[0] = Segment { addr: first.address() - u64::from(header), len: first.len() + header };
+        chain[0] = Segment {
+            addr: first.address() - u64::from(header),
+            len: first.len() + header,
+        };
         let mut n = 1;
         let mut next = first.next();
         while let Some(segment) = next {
             if n == MAX_SEGMENTS || n == usize::from(self.ring.size()) {
                 return Err(TooManySegments);
             }
-            chain[n] = Segment { addr: segment.address(), len: segment.len() };
+            chain[n] = Segment {
+                addr: segment.address(),
+                len: segment.len(),
+            };
             n += 1;
             next = segment.next();
         }
@@ -153,7 +178,8 @@ impl RawRing {
     /// (checked: never more than it holds).
     #[inline(always)]
     pub fn complete(&mut self, max: usize, mut each: impl FnMut(u64, u32)) -> usize {
-        self.ring.poll_each(max, |completion| each(completion.cookie, completion.len))
+        self.ring
+            .poll_each(max, |completion| each(completion.cookie, completion.len))
     }
 
     /// Asks for notifications, or not. `true`: there is something to complete already.

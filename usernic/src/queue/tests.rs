@@ -44,10 +44,24 @@ pub(crate) fn both(size: u16, options: Options, mergeable: bool, room: u32) -> B
     };
     let ring = |which| {
         // SAFETY: the segment outlives the pair, which holds it; one driver a ring.
-        let driver = unsafe { Driver::new(memory(which), size, options, vec![Slot::default(); size.into()].into_boxed_slice()) };
+        let driver = unsafe {
+            Driver::new(
+                memory(which),
+                size,
+                options,
+                vec![Slot::default(); size.into()].into_boxed_slice(),
+            )
+        };
         RawRing::new(driver.unwrap(), event(), NET_HEADER)
     };
-    let mut front = Pair::new(RawQueue { rx: ring(0), tx: ring(1) }, Arc::clone(&segment), mergeable);
+    let mut front = Pair::new(
+        RawQueue {
+            rx: ring(0),
+            tx: ring(1),
+        },
+        Arc::clone(&segment),
+        mergeable,
+    );
     front.disarm();
     let mut back = BackPair::new();
     back.memory = Arc::new(Regions::own(&segment));
@@ -99,7 +113,12 @@ impl Both {
             self.front.rx(&mut self.front_cache, &mut back, &self.front_counters);
             arrived.extend(back.drain().map(|p| p.into_private()));
             turns += 1;
-            assert!(turns < 10 * frames.len() + 100, "{} of {} frames came back", arrived.len(), frames.len());
+            assert!(
+                turns < 10 * frames.len() + 100,
+                "{} of {} frames came back",
+                arrived.len(),
+                frames.len()
+            );
         }
         arrived
     }
@@ -115,8 +134,16 @@ impl Both {
         self.front.reset();
         drop((self.front, self.front_cache, self.back, self.back_cache));
         crate::pool::flush_this_thread();
-        assert_eq!(self.front_pool.available(), self.front_pool.capacity(), "front-end buffers were lost");
-        assert_eq!(self.back_pool.available(), self.back_pool.capacity(), "back-end buffers were lost");
+        assert_eq!(
+            self.front_pool.available(),
+            self.front_pool.capacity(),
+            "front-end buffers were lost"
+        );
+        assert_eq!(
+            self.back_pool.available(),
+            self.back_pool.capacity(),
+            "back-end buffers were lost"
+        );
     }
 }
 
@@ -124,7 +151,9 @@ fn frames(count: usize, lengths: &[usize]) -> Vec<Vec<u8>> {
     (0..count)
         .map(|n| {
             let len = lengths[n % lengths.len()];
-            (0..len).map(|i| (i.wrapping_mul(31) ^ n.wrapping_mul(7)) as u8).collect()
+            (0..len)
+                .map(|i| (i.wrapping_mul(31) ^ n.wrapping_mul(7)) as u8)
+                .collect()
         })
         .collect()
 }
@@ -145,7 +174,11 @@ fn frames_come_back_byte_for_byte() {
         for (size, mergeable) in [(16, true), (16, false), (64, true), (256, false), (1024, true)] {
             let mut both = both(size, options, mergeable, 2048);
             let sent = frames(3000, &[60, 64, 65, 128, 590, 1514, 1518, 2000]);
-            assert_eq!(both.echo(&sent), sent, "{options:?}, {size} descriptors, mergeable {mergeable}");
+            assert_eq!(
+                both.echo(&sent),
+                sent,
+                "{options:?}, {size} descriptors, mergeable {mergeable}"
+            );
             both.finish();
         }
     }
@@ -171,7 +204,10 @@ fn without_mergeable_buffers_a_long_frame_is_dropped_and_counted() {
     both.fresh(&mut burst, &long);
     let mut middle = Burst::new(32);
     both.front.rx(&mut both.front_cache, &mut middle, &both.front_counters);
-    assert_eq!(both.front.tx(&mut both.front_cache, &mut burst, &both.front_counters), 1);
+    assert_eq!(
+        both.front.tx(&mut both.front_cache, &mut burst, &both.front_counters),
+        1
+    );
     assert_eq!(both.back.rx(&mut both.back_cache, &mut middle, &both.back_counters), 1);
     assert_eq!(middle[0].len(), 4000);
     assert_eq!(both.back.tx(&mut both.back_cache, &mut middle, &both.back_counters), 1);
@@ -192,12 +228,18 @@ fn a_full_ring_hands_the_rest_back() {
     let mut both = both(16, Options::default(), true, 2048);
     let mut burst = Burst::new(32);
     both.fresh(&mut burst, &frames(32, &[60]));
-    assert_eq!(both.front.tx(&mut both.front_cache, &mut burst, &both.front_counters), 16);
+    assert_eq!(
+        both.front.tx(&mut both.front_cache, &mut burst, &both.front_counters),
+        16
+    );
     assert_eq!(burst.len(), 16);
     assert_eq!(bytes_of(&burst[0]), frames(32, &[60])[16]);
     let mut middle = Burst::new(32);
     assert_eq!(both.back.rx(&mut both.back_cache, &mut middle, &both.back_counters), 16);
-    assert_eq!(both.front.tx(&mut both.front_cache, &mut burst, &both.front_counters), 16);
+    assert_eq!(
+        both.front.tx(&mut both.front_cache, &mut burst, &both.front_counters),
+        16
+    );
     drop((burst, middle));
     both.finish();
 }

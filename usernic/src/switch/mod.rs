@@ -106,7 +106,9 @@ struct SwitchPort {
 #[derive(Debug, thiserror::Error)]
 pub enum SwitchError {
     /// A cross-connect names a port that is not there, or itself.
-    #[error("port {port}: cannot be connected to port {to}: there are {ports} ports, and a port is no neighbour of its own")]
+    #[error(
+        "port {port}: cannot be connected to port {to}: there are {ports} ports, and a port is no neighbour of its own"
+    )]
     Connect {
         /// The port.
         port: usize,
@@ -141,13 +143,23 @@ impl Switch {
             if let Role::Connect(to) = role
                 && (to >= count || to == number)
             {
-                return Err(SwitchError::Connect { port: number, to, ports: count });
+                return Err(SwitchError::Connect {
+                    port: number,
+                    to,
+                    ports: count,
+                });
             }
             ports.push(SwitchPort::open(name, spec, role)?);
         }
         let started = Instant::now();
         let key = crate::random_u64();
-        Ok(Switch { ports, table: MacTable::new(config.addresses, config.ageing, key), idle: config.idle, started, now: 1 })
+        Ok(Switch {
+            ports,
+            table: MacTable::new(config.addresses, config.ageing, key),
+            idle: config.idle,
+            started,
+            now: 1,
+        })
     }
 
     /// Forwards until `stop` is set; looks at it at least every 100 ms.
@@ -227,8 +239,13 @@ impl Switch {
             };
             let [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5] = header;
             let destination = Mac::new([d0, d1, d2, d3, d4, d5]);
-            self.table.learn(Mac::new([s0, s1, s2, s3, s4, s5]), number as u16, self.now);
-            let known = if destination.is_group() { None } else { self.table.lookup(destination, self.now) };
+            self.table
+                .learn(Mac::new([s0, s1, s2, s3, s4, s5]), number as u16, self.now);
+            let known = if destination.is_group() {
+                None
+            } else {
+                self.table.lookup(destination, self.now)
+            };
             match known {
                 Some(to) if usize::from(to) == number => self.ports[number].filtered += 1,
                 Some(to) => self.ports[usize::from(to)].enqueue(packet, queue),
@@ -264,7 +281,9 @@ impl Switch {
 
     fn connect(&mut self, number: usize, queue: usize, to: usize) -> usize {
         // The indices differ: `new` saw to that.
-        let Ok([from, to]) = self.ports.get_disjoint_mut([number, to]) else { return 0 };
+        let Ok([from, to]) = self.ports.get_disjoint_mut([number, to]) else {
+            return 0;
+        };
         let SwitchPort { queues, held, .. } = from;
         let burst = &mut held[queue];
         let n = queues[queue].rx(burst);
@@ -286,9 +305,16 @@ impl Switch {
         let mut result = Ok(());
         if !there {
             let limit = if held { Duration::from_micros(100) } else { limit };
-            let mut fds: Vec<PollFd<'_>> =
-                self.ports.iter().flat_map(|p| &p.queues).map(|q| PollFd::from_borrowed_fd(q.as_fd(), PollFlags::IN)).collect();
-            let timeout = Timespec { tv_sec: limit.as_secs() as i64, tv_nsec: limit.subsec_nanos().into() };
+            let mut fds: Vec<PollFd<'_>> = self
+                .ports
+                .iter()
+                .flat_map(|p| &p.queues)
+                .map(|q| PollFd::from_borrowed_fd(q.as_fd(), PollFlags::IN))
+                .collect();
+            let timeout = Timespec {
+                tv_sec: limit.as_secs() as i64,
+                tv_nsec: limit.subsec_nanos().into(),
+            };
             match rustix::event::poll(&mut fds, Some(&timeout)) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(e) => result = Err(SwitchError::Wait(e.into())),
@@ -332,7 +358,9 @@ impl Switch {
 impl SwitchPort {
     fn open(name: String, spec: PortSpec, role: Role) -> Result<Self, SwitchError> {
         let opened = Port::open_spec(spec).and_then(|port| {
-            let queues = (0..port.queue_count()).map(|i| port.queue(i)).collect::<Result<Vec<_>, _>>()?;
+            let queues = (0..port.queue_count())
+                .map(|i| port.queue(i))
+                .collect::<Result<Vec<_>, _>>()?;
             Ok((port, queues))
         });
         let (port, queues) = match opened {
@@ -357,7 +385,11 @@ impl SwitchPort {
     /// The queue to send on, for frames that came on queue `queue` of another port.
     fn queue_for(&mut self, queue: usize) -> Option<&mut Queue> {
         let active = usize::from(self.port.link().queues).min(self.queues.len());
-        if active == 0 { None } else { self.queues.get_mut(queue % active) }
+        if active == 0 {
+            None
+        } else {
+            self.queues.get_mut(queue % active)
+        }
     }
 
     fn enqueue(&mut self, packet: Packet, queue: usize) {
@@ -414,10 +446,15 @@ impl SwitchConfig {
         let ports = paths
             .into_iter()
             .map(|path| {
-                let name = path.file_name().map_or_else(|| path.display().to_string(), |n| n.to_string_lossy().into_owned());
+                let name = path
+                    .file_name()
+                    .map_or_else(|| path.display().to_string(), |n| n.to_string_lossy().into_owned());
                 (name, PortSpec::vhost(path), Role::Learn)
             })
             .collect();
-        SwitchConfig { ports, ..SwitchConfig::default() }
+        SwitchConfig {
+            ports,
+            ..SwitchConfig::default()
+        }
     }
 }

@@ -43,7 +43,11 @@ struct Entry {
 }
 
 const WAYS: usize = 4;
-const FREE: Entry = Entry { mac: Mac(0), port: 0, seen: 0 };
+const FREE: Entry = Entry {
+    mac: Mac(0),
+    port: 0,
+    seen: 0,
+};
 
 /// The MAC table: sets of four, the entry seen longest ago makes room.
 ///
@@ -61,7 +65,11 @@ impl MacTable {
     pub fn new(entries: usize, ageing: Duration, key: u64) -> Self {
         let sets = entries.div_ceil(WAYS).next_power_of_two();
         let ageing = u32::try_from(ageing.as_millis()).unwrap_or(u32::MAX).max(1);
-        MacTable { sets: vec![[FREE; WAYS]; sets].into_boxed_slice(), ageing, key: key | 1 }
+        MacTable {
+            sets: vec![[FREE; WAYS]; sets].into_boxed_slice(),
+            ageing,
+            key: key | 1,
+        }
     }
 
     #[inline(always)]
@@ -85,7 +93,15 @@ impl MacTable {
         let set = &mut self.sets[at];
         let way = match set.iter().position(|e| e.mac == mac && e.seen != 0) {
             Some(way) => way,
-            None => (0..WAYS).max_by_key(|&w| if set[w].seen == 0 { u32::MAX } else { now.wrapping_sub(set[w].seen) }).unwrap_or(0),
+            None => (0..WAYS)
+                .max_by_key(|&w| {
+                    if set[w].seen == 0 {
+                        u32::MAX
+                    } else {
+                        now.wrapping_sub(set[w].seen)
+                    }
+                })
+                .unwrap_or(0),
         };
         set[way] = Entry { mac, port, seen: now };
     }
@@ -106,7 +122,11 @@ impl MacTable {
 
     /// All entries that are not too old: address, port, milliseconds since it was seen.
     pub fn entries(&self, now: u32) -> impl Iterator<Item = (Mac, u16, u32)> + '_ {
-        self.sets.iter().flatten().filter(move |e| self.fresh(e, now)).map(move |e| (e.mac, e.port, now.wrapping_sub(e.seen)))
+        self.sets
+            .iter()
+            .flatten()
+            .filter(move |e| self.fresh(e, now))
+            .map(move |e| (e.mac, e.port, now.wrapping_sub(e.seen)))
     }
 }
 

@@ -1,0 +1,337 @@
+//! The front-end's connection.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use vhost_proto::{Command, F_PROTOCOL_FEATURES, Frontend, ProtocolFeatures, Reply, RingAddr};
+
+use super::socket::{Read, connect_to, read, wait, write};
+use super::{Error, Region, RingSetup};
+
+/// Device status bits (virtio 1.3, 2.1).
+const ACKNOWLEDGE: u8 = 1;
+const DRIVER: u8 = 2;
+const DRIVER_OK: u8 = 4;
+const FEATURES_OK: u8 = 8;
+
+/// Regions of a memory table; more go one by one (CONFIGURE_MEM_SLOTS).
+const TABLE: usize = 8;
+
+/// Protocol features that are used where they are offered.
+const WANTED: ProtocolFeatures = ProtocolFeatures::MQ
+    .union(ProtocolFeatures::REPLY_ACK)
+    .union(ProtocolFeatures::STATUS)
+    .union(ProtocolFeatures::CONFIGURE_MEM_SLOTS);
+
+/// What a back-end offers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Offered {
+    /// Virtio features.
+    pub features: u64,
+    /// Protocol features; none if it has no such.
+    pub protocol: ProtocolFeatures,
+    /// Queue pairs.
+    pub queue_pairs: u16,
+    /// Regions of memory that it takes.
+    pub regions: usize,
+}
+
+/// A connection to a back-end, driven by whoever holds it: every call sends, and waits for the answer.
+#[derive(Debug)]
+pub struct FrontendSession {
+    socket: OwnedFd,
+    path: PathBuf,
+    timeout: Duration,
+    machine: Frontend<OwnedFd>,
+    offered: Option<Offered>,
+    rings: u32,
+    /// The message that was sent last.
+    step: &'static str,
+}
+
+impl FrontendSession {
+    /// Connects to the back-end that listens at `path`. `timeout` is for each answer.
+    ///
+    /// # Errors
+    /// [`Error::PathTooLong`], [`Error::NoSocket`], [`Error::NobodyListens`], [`Error::Socket`].
+    pub fn connect(path: &Path, timeout: Duration) -> Result<Self, Error> {
+        Ok(Self::new(connect_to(path, timeout)?, path, timeout))
+    }
+
+    /// Over a connection that was made already. `path` is for messages.
+    pub fn new(socket: OwnedFd, path: &Path, timeout: Duration) -> Self {
+        FrontendSession {
+            socket,
+            path: path.to_owned(),
+            timeout,
+            machine: Frontend::new(),
+            offered: None,
+            rings: 0,
+            step: "the connection",
+        }
+    }
+
+    /// Becomes the owner, and asks what the back-end offers.
+    ///
+    /// # Errors
+    /// Those of a connection: [`Error::Timeout`], [`Error::Closed`], [`Error::Protocol`], [`Error::Socket`].
+    pub fn offer(&mut self) -> Result<Offered, Error> {
+        self.tell(Command::SetOwner)?;
+        let features = match self.ask(Command::GetFeatures, &[])? {
+            Some(Reply::Features(features)) => features,
+            _ => return Err(self.confused()),
+        };
+        let mut offered = Offered {
+            features,
+            protocol: ProtocolFeatures::empty(),
+            queue_pairs: 1,
+            regions: TABLE,
+        };
+        if features & F_PROTOCOL_FEATURES != 0 {
+            let protocol = match self.ask(Command::GetProtocolFeatures, &[])? {
+                Some(Reply::ProtocolFeatures(protocol)) => protocol,
+                _ => return Err(self.confused()),
+            };
+            self.tell(Command::SetProtocolFeatures(protocol & WANTED))?;
+            offered.protocol = protocol;
+            if protocol.contains(ProtocolFeatures::MQ)
+                && let Some(Reply::QueueNum(pairs)) = self.ask(Command::GetQueueNum, &[])?
+            {
+                // Of network devices the number is of pairs.
+                offered.queue_pairs = u16::try_from(pairs).unwrap_or(u16::MAX).max(1);
+            }
+        }
+        self.offered = Some(offered);
+        Ok(offered)
+    }
+
+    /// Sets the features, shares the memory, starts and enables all rings.
+    ///
+    /// # Errors
+    /// Those of a connection; [`Error::Protocol`] with `Refused` if the back-end says that it could not.
+    pub fn start(&mut self, features: u64, regions: &[Region<'_>], rings: &[RingSetup<'_>]) -> Result<(), Error> {
+        let protocol = self.machine.protocol_features();
+        // Some back-ends make the ring's state when its call descriptor comes, so it comes first.
+        for (index, ring) in (0..).zip(rings) {
+            self.tell_with(Command::SetVringCall(index, true), &[ring.call])?;
+        }
+        let bit30 = self.machine.offered() & F_PROTOCOL_FEATURES;
+        self.tell(Command::SetFeatures(features | bit30))?;
+        if protocol.contains(ProtocolFeatures::STATUS) {
+            self.ask(Command::SetStatus(ACKNOWLEDGE | DRIVER | FEATURES_OK), &[])?;
+            match self.ask(Command::GetStatus, &[])? {
+                Some(Reply::Status(status)) if status & FEATURES_OK != 0 => {}
+                Some(Reply::Status(status)) => {
+                    return Err(self.setup(format!(
+                        "the back-end does not accept features {features:#x}: it cleared FEATURES_OK (status {status:#x})"
+                    )));
+                }
+                _ => return Err(self.confused()),
+            }
+        }
+        self.share(regions)?;
+        for (index, ring) in (0..).zip(rings) {
+            self.tell(Command::SetVringNum(index, ring.num.into()))?;
+            self.tell(Command::SetVringBase(index, ring.base))?;
+            let addr = RingAddr {
+                desc: ring.desc,
+                avail: ring.avail,
+                used: ring.used,
+            };
+            self.tell(Command::SetVringAddr(index, addr))?;
+            self.tell_with(Command::SetVringKick(index, true), &[ring.kick])?;
+        }
+        self.rings = rings.len() as u32;
+        if bit30 != 0 {
+            for index in 0..self.rings {
+                self.tell(Command::SetVringEnable(index, true))?;
+            }
+        }
+        if protocol.contains(ProtocolFeatures::STATUS) {
+            self.ask(Command::SetStatus(ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK), &[])?;
+        } else if bit30 == 0 || !protocol.contains(ProtocolFeatures::REPLY_ACK) {
+            // An answer to anything says that all before it was taken.
+            self.ask(Command::GetFeatures, &[])?;
+        }
+        Ok(())
+    }
+
+    /// Shares memory: what was shared before and is not among `regions` is not shared any more.
+    ///
+    /// # Errors
+    /// Those of a connection; [`Error::Setup`] if there are more regions than the back-end takes.
+    pub fn share(&mut self, regions: &[Region<'_>]) -> Result<(), Error> {
+        let fds: Vec<BorrowedFd<'_>> = regions.iter().map(|region| region.fd).collect();
+        let described: Vec<vhost_proto::Region> = regions
+            .iter()
+            .map(|r| vhost_proto::Region {
+                guest_addr: r.guest_addr,
+                size: r.size,
+                user_addr: r.user_addr,
+                offset: r.offset,
+            })
+            .collect();
+        if regions.len() <= TABLE {
+            self.ask(Command::SetMemTable(&described), &fds)?;
+            return Ok(());
+        }
+        let mut slots = TABLE;
+        if self
+            .machine
+            .protocol_features()
+            .contains(ProtocolFeatures::CONFIGURE_MEM_SLOTS)
+            && let Some(Reply::MaxMemSlots(most)) = self.ask(Command::GetMaxMemSlots, &[])?
+        {
+            slots = usize::try_from(most).unwrap_or(usize::MAX);
+        }
+        if regions.len() > slots {
+            return Err(self.setup(format!(
+                "{} regions of memory, and the back-end takes {slots}: use larger pages, or one file",
+                regions.len()
+            )));
+        }
+        for (region, fd) in described.iter().zip(fds) {
+            self.ask(Command::AddMemReg(*region), &[fd])?;
+        }
+        Ok(())
+    }
+
+    /// Disables and stops all rings: when this returns the back-end touches them no more.
+    ///
+    /// # Errors
+    /// Those of a connection.
+    pub fn stop(&mut self) -> Result<(), Error> {
+        if self.machine.offered() & F_PROTOCOL_FEATURES != 0 {
+            for index in 0..self.rings {
+                self.tell(Command::SetVringEnable(index, false))?;
+            }
+        }
+        for index in 0..self.rings {
+            self.ask(Command::GetVringBase(index), &[])?;
+        }
+        self.rings = 0;
+        Ok(())
+    }
+
+    /// To be called when the connection is readable between calls: the back-end has nothing to say there, so either it
+    /// is gone, or it broke the protocol.
+    ///
+    /// # Errors
+    /// Those of a connection; [`Error::Closed`] above all.
+    pub fn service(&mut self) -> Result<(), Error> {
+        match self.take()? {
+            None => Ok(()),
+            Some(_) => Err(self.confused()),
+        }
+    }
+
+    /// Sends a command that has no answer of its own.
+    fn tell(&mut self, command: Command<'_>) -> Result<(), Error> {
+        self.tell_with(command, &[])
+    }
+
+    fn tell_with(&mut self, command: Command<'_>, fds: &[BorrowedFd<'_>]) -> Result<(), Error> {
+        self.send(command, fds, false).map(|_| ())
+    }
+
+    /// Sends a command and waits for its answer, or its acknowledgement where that was negotiated.
+    fn ask(&mut self, command: Command<'_>, fds: &[BorrowedFd<'_>]) -> Result<Option<Reply<OwnedFd>>, Error> {
+        if !self.send(command, fds, true)? {
+            return Ok(None);
+        }
+        let deadline = Instant::now() + self.timeout;
+        loop {
+            // Often the answer is there already: look before waiting.
+            if let Some(reply) = self.take()? {
+                return Ok(Some(reply));
+            }
+            let there =
+                wait(self.socket.as_fd(), false, deadline).map_err(|e| Error::socket("waiting for", &self.path, e))?;
+            if !there {
+                let ms = self.timeout.as_millis() as u64;
+                return Err(Error::Timeout {
+                    path: self.path.clone(),
+                    step: self.step,
+                    ms,
+                });
+            }
+        }
+    }
+
+    fn send(&mut self, command: Command<'_>, fds: &[BorrowedFd<'_>], ack: bool) -> Result<bool, Error> {
+        debug_assert_eq!(Frontend::<OwnedFd>::fds_of(&command), fds.len());
+        self.step = command.request().name();
+        let (out, answered) = self.machine.command(command, ack).map_err(|e| self.protocol(e))?;
+        let deadline = Instant::now() + self.timeout;
+        match write(self.socket.as_fd(), out.bytes(), fds, deadline) {
+            Ok(()) => Ok(answered),
+            Err(rustix::io::Errno::PIPE | rustix::io::Errno::CONNRESET) => Err(self.closed(false)),
+            Err(rustix::io::Errno::TIMEDOUT) => Err(Error::Timeout {
+                path: self.path.clone(),
+                step: self.step,
+                ms: self.timeout.as_millis() as u64,
+            }),
+            Err(e) => Err(Error::socket("sending to", &self.path, e)),
+        }
+    }
+
+    /// Takes what has come, up to one reply.
+    fn take(&mut self) -> Result<Option<Reply<OwnedFd>>, Error> {
+        let mut bytes = [0u8; 1024];
+        let mut fds = Vec::new();
+        loop {
+            let wants = self.machine.wants().min(bytes.len());
+            match read(self.socket.as_fd(), &mut bytes[..wants], &mut fds) {
+                Ok(Read::Bytes(n)) => {
+                    let reply = self
+                        .machine
+                        .receive(&bytes[..n], fds.drain(..))
+                        .map_err(|e| self.protocol(e))?;
+                    if reply.is_some() {
+                        return Ok(reply);
+                    }
+                }
+                Ok(Read::Nothing) => return Ok(None),
+                Ok(Read::Closed) => {
+                    let mid = matches!(self.machine.closed(), Some(vhost_proto::Error::Truncated { have: 1.. }));
+                    return Err(self.closed(mid));
+                }
+                Err(e) => return Err(Error::socket("reading from", &self.path, e)),
+            }
+        }
+    }
+
+    fn protocol(&self, source: vhost_proto::Error) -> Error {
+        Error::Protocol {
+            path: self.path.clone(),
+            source,
+        }
+    }
+
+    fn closed(&self, mid: bool) -> Error {
+        Error::Closed {
+            path: self.path.clone(),
+            step: self.step,
+            mid,
+        }
+    }
+
+    fn setup(&self, what: String) -> Error {
+        Error::Setup {
+            path: self.path.clone(),
+            what,
+        }
+    }
+
+    /// An answer of another kind than the question: the machine lets none such through.
+    fn confused(&self) -> Error {
+        self.setup(format!("an answer that does not belong to {}", self.step))
+    }
+}
+
+impl AsFd for FrontendSession {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}

@@ -1,0 +1,240 @@
+//! Unix stream sockets that carry file descriptors, with a limit to every wait.
+
+use std::io::{IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, connect, listen, recvmsg, sendmsg,
+    socket_with,
+};
+
+use super::Error;
+
+/// The longest path of a Unix socket, in bytes: `sun_path` has 108, the last is NUL (unix(7)).
+pub const MAX_PATH: usize = 107;
+
+/// Descriptors that one message can carry. The specification's largest table has 8 regions; Linux allows 253.
+pub const MAX_FDS: usize = 32;
+
+/// What a read gave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Read {
+    /// So many bytes, at least 1.
+    Bytes(usize),
+    /// Nothing is there now.
+    Nothing,
+    /// The other side closed.
+    Closed,
+}
+
+fn address(path: &Path) -> Result<SocketAddrUnix, Error> {
+    let len = path.as_os_str().len();
+    if len > MAX_PATH {
+        return Err(Error::PathTooLong {
+            path: path.to_owned(),
+            len,
+        });
+    }
+    SocketAddrUnix::new(path).map_err(|e| Error::socket("naming", path, e))
+}
+
+fn new_socket(path: &Path) -> Result<OwnedFd, Error> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
+        .map_err(|e| Error::socket("making a socket for", path, e))
+}
+
+/// Connects to the socket at `path`.
+pub(super) fn connect_to(path: &Path, timeout: Duration) -> Result<OwnedFd, Error> {
+    let address = address(path)?;
+    let socket = new_socket(path)?;
+    let deadline = Instant::now() + timeout;
+    loop {
+        match connect(&socket, &address) {
+            Ok(()) => return Ok(socket),
+            Err(Errno::INTR) => {}
+            // The listener's backlog is full (unix(7)): nothing tells when it is not.
+            Err(Errno::AGAIN) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(2)),
+            Err(Errno::NOENT) => return Err(Error::NoSocket { path: path.to_owned() }),
+            Err(Errno::CONNREFUSED) => return Err(Error::NobodyListens { path: path.to_owned() }),
+            Err(e) => return Err(Error::socket("connecting to", path, e)),
+        }
+    }
+}
+
+/// Waits until `fd` is readable (or writable), the other side is gone, or `deadline` has come; whether it is.
+pub(super) fn wait(fd: BorrowedFd<'_>, write: bool, deadline: Instant) -> Result<bool, Errno> {
+    let flags = if write { PollFlags::OUT } else { PollFlags::IN };
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let timeout = Timespec {
+            tv_sec: left.as_secs().min(i64::MAX as u64) as i64,
+            tv_nsec: left.subsec_nanos().into(),
+        };
+        match poll(&mut [PollFd::from_borrowed_fd(fd, flags)], Some(&timeout)) {
+            Ok(0) if left.is_zero() => return Ok(false),
+            Ok(0) | Err(Errno::INTR) => {}
+            Ok(_) => return Ok(true),
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+/// Reads what is there, with the descriptors that came along.
+pub(super) fn read(fd: BorrowedFd<'_>, bytes: &mut [u8], fds: &mut Vec<OwnedFd>) -> Result<Read, Errno> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let result = loop {
+        match recvmsg(
+            fd,
+            &mut [IoSliceMut::new(bytes)],
+            &mut ancillary,
+            RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT,
+        ) {
+            Err(Errno::INTR) => {}
+            other => break other,
+        }
+    };
+    for message in ancillary.drain() {
+        if let RecvAncillaryMessage::ScmRights(rights) = message {
+            fds.extend(rights);
+        }
+    }
+    match result {
+        Ok(message) if message.bytes == 0 => Ok(Read::Closed),
+        Ok(message) => Ok(Read::Bytes(message.bytes)),
+        Err(Errno::AGAIN) => Ok(Read::Nothing),
+        Err(Errno::CONNRESET) => Ok(Read::Closed),
+        Err(e) => Err(e),
+    }
+}
+
+/// Writes all of `bytes`, the descriptors with the first of them, before `deadline`.
+pub(super) fn write(
+    fd: BorrowedFd<'_>,
+    mut bytes: &[u8],
+    fds: &[BorrowedFd<'_>],
+    deadline: Instant,
+) -> Result<(), Errno> {
+    let mut fds = fds;
+    while !bytes.is_empty() {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        if !fds.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(fds)) {
+            return Err(Errno::TOOMANYREFS);
+        }
+        match sendmsg(
+            fd,
+            &[IoSlice::new(bytes)],
+            &mut ancillary,
+            SendFlags::NOSIGNAL | SendFlags::DONTWAIT,
+        ) {
+            Ok(n) => {
+                bytes = &bytes[n..];
+                fds = &[];
+            }
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => {
+                if !wait(fd, true, deadline)? {
+                    return Err(Errno::TIMEDOUT);
+                }
+            }
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
+/// A listening socket. It is removed from the file system when this is dropped.
+#[derive(Debug)]
+pub struct Listener {
+    socket: OwnedFd,
+    path: PathBuf,
+    /// Device and inode: only our own file is removed.
+    file: (u64, u64),
+}
+
+impl Listener {
+    /// Listens at `path`. A socket file that nobody listens on any more is replaced; one that somebody does is not.
+    ///
+    /// # Errors
+    /// [`Error::PathTooLong`], [`Error::SocketInUse`], [`Error::NotASocket`], [`Error::Socket`].
+    pub fn bind(path: &Path) -> Result<Self, Error> {
+        let address = address(path)?;
+        let socket = new_socket(path)?;
+        match bind(&socket, &address) {
+            Ok(()) => {}
+            Err(Errno::ADDRINUSE) => {
+                Self::remove_stale(path, &address)?;
+                bind(&socket, &address).map_err(|e| Error::socket("listening at", path, e))?;
+            }
+            Err(e) => return Err(Error::socket("listening at", path, e)),
+        }
+        let file = rustix::fs::lstat(path)
+            .map(|stat| (stat.st_dev as u64, stat.st_ino as u64))
+            .unwrap_or((0, 0));
+        let listener = Listener {
+            socket,
+            path: path.to_owned(),
+            file,
+        };
+        // One peer at a time; the backlog is for one that comes back before its old connection was seen to be gone.
+        listen(&listener.socket, 4).map_err(|e| Error::socket("listening at", path, e))?;
+        Ok(listener)
+    }
+
+    fn remove_stale(path: &Path, address: &SocketAddrUnix) -> Result<(), Error> {
+        let stat = rustix::fs::lstat(path).map_err(|e| Error::socket("looking at", path, e))?;
+        if rustix::fs::FileType::from_raw_mode(stat.st_mode) != rustix::fs::FileType::Socket {
+            return Err(Error::NotASocket { path: path.to_owned() });
+        }
+        let probe = new_socket(path)?;
+        match connect(&probe, address) {
+            Err(Errno::CONNREFUSED) => match rustix::fs::unlink(path) {
+                Ok(()) | Err(Errno::NOENT) => Ok(()),
+                Err(e) => Err(Error::socket("removing the stale socket", path, e)),
+            },
+            Err(Errno::NOENT) => Ok(()),
+            _ => Err(Error::SocketInUse { path: path.to_owned() }),
+        }
+    }
+
+    /// Accepts a connection that is waiting; `None`: there is none.
+    ///
+    /// # Errors
+    /// [`Error::Socket`].
+    pub fn accept(&self) -> Result<Option<OwnedFd>, Error> {
+        match accept_with(&self.socket, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+            Ok(stream) => Ok(Some(stream)),
+            Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => Ok(None),
+            Err(e) => Err(Error::socket("accepting at", &self.path, e)),
+        }
+    }
+
+    /// Where it listens.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        let ours =
+            rustix::fs::lstat(&self.path).is_ok_and(|stat| (stat.st_dev as u64, stat.st_ino as u64) == self.file);
+        if ours {
+            let _ = rustix::fs::unlink(&self.path);
+        }
+    }
+}
