@@ -14,7 +14,11 @@ use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
-#[command(name = "cargo xtask", about = "Developer commands of usernic", bin_name = "cargo xtask")]
+#[command(
+    name = "cargo xtask",
+    about = "Developer commands of usernic",
+    bin_name = "cargo xtask"
+)]
 struct Arguments {
     #[command(subcommand)]
     command: What,
@@ -85,7 +89,9 @@ fn main() -> ExitCode {
 }
 
 fn run(what: What) -> Result<bool> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("xtask lies in the workspace")?;
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .context("xtask lies in the workspace")?;
     if let What::Sentinel { pages, remove } = &what {
         return scratch::sentinel(*pages, remove).map(|()| true);
     }
@@ -95,12 +101,34 @@ fn run(what: What) -> Result<bool> {
     process::handle_signals()?;
     match what {
         What::Peers { check } => peers::command(root, check),
-        What::Test { require_all, list, verbose, filter } => {
-            test::command(root, &test::Options { require_all, list, filter, verbose })
-        }
-        What::Bench { json, quick, metric, baseline } => {
-            bench::command(root, &bench::Options { json, quick, metric, baseline })
-        }
+        What::Test {
+            require_all,
+            list,
+            verbose,
+            filter,
+        } => test::command(
+            root,
+            &test::Options {
+                require_all,
+                list,
+                filter,
+                verbose,
+            },
+        ),
+        What::Bench {
+            json,
+            quick,
+            metric,
+            baseline,
+        } => bench::command(
+            root,
+            &bench::Options {
+                json,
+                quick,
+                metric,
+                baseline,
+            },
+        ),
         What::Sentinel { .. } | What::BenchWorker { .. } => unreachable!("handled above"),
     }
 }

@@ -14,7 +14,9 @@ pub fn write(path: &Path, frames: &[Vec<u8>]) -> Result<()> {
     let mut bytes = Vec::new();
     let mut put = |word: u32| bytes.extend_from_slice(&word.to_le_bytes());
     // magic, version 2.4, time zone, accuracy, snapshot length, link type
-    [MICROSECONDS, 0x0004_0002, 0, 0, 262_144, ETHERNET].into_iter().for_each(&mut put);
+    [MICROSECONDS, 0x0004_0002, 0, 0, 262_144, ETHERNET]
+        .into_iter()
+        .for_each(&mut put);
     for (i, frame) in frames.iter().enumerate() {
         let (i, len) = (i as u32, frame.len() as u32);
         for word in [1_700_000_000 + i / 1000, i % 1000 * 1000, len, len] {
@@ -33,7 +35,9 @@ pub fn read(path: &Path) -> Result<Vec<Vec<u8>>> {
 
 fn parse(bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
     let word = |at: usize| -> Result<u32> {
-        let four = bytes.get(at..at + 4).with_context(|| format!("ends at byte {}", bytes.len()))?;
+        let four = bytes
+            .get(at..at + 4)
+            .with_context(|| format!("ends at byte {}", bytes.len()))?;
         Ok(u32::from_le_bytes(four.try_into()?))
     };
     let magic = word(0)?;
@@ -51,7 +55,11 @@ fn parse(bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
             bail!("frame {} is cut: {kept} bytes of {len}", frames.len());
         }
         let frame = bytes.get(at + 16..at + 16 + len as usize);
-        frames.push(frame.with_context(|| format!("frame {} is cut by the end", frames.len()))?.to_vec());
+        frames.push(
+            frame
+                .with_context(|| format!("frame {} is cut by the end", frames.len()))?
+                .to_vec(),
+        );
         at += 16 + len as usize;
     }
     Ok(frames)
@@ -61,12 +69,21 @@ fn parse(bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
 pub fn same(sent: &[Vec<u8>], arrived: &[Vec<u8>]) -> Result<()> {
     for (i, (a, b)) in sent.iter().zip(arrived).enumerate() {
         if a != b {
-            let at = a.iter().zip(b).position(|(x, y)| x != y).unwrap_or(a.len().min(b.len()));
+            let at = a
+                .iter()
+                .zip(b)
+                .position(|(x, y)| x != y)
+                .unwrap_or(a.len().min(b.len()));
             let elsewhere = match sent.iter().position(|s| s == b) {
                 Some(j) => format!("; what arrived is frame {j}"),
                 None => "; what arrived was never sent".to_owned(),
             };
-            bail!("frame {i} of {}: {} bytes sent, {} arrived, different from byte {at} on{elsewhere}", sent.len(), a.len(), b.len());
+            bail!(
+                "frame {i} of {}: {} bytes sent, {} arrived, different from byte {at} on{elsewhere}",
+                sent.len(),
+                a.len(),
+                b.len()
+            );
         }
     }
     if sent.len() != arrived.len() {
@@ -124,9 +141,19 @@ mod tests {
     fn differences_are_named() {
         let sent = frames([60, 70, 80]);
         assert!(same(&sent, &sent.clone()).is_ok());
-        assert!(same(&sent, &sent[..2]).unwrap_err().to_string().contains("3 frames sent, 2 arrived"));
+        assert!(
+            same(&sent, &sent[..2])
+                .unwrap_err()
+                .to_string()
+                .contains("3 frames sent, 2 arrived")
+        );
         let swapped = vec![sent[0].clone(), sent[2].clone(), sent[1].clone()];
-        assert!(same(&sent, &swapped).unwrap_err().to_string().contains("what arrived is frame 2"));
+        assert!(
+            same(&sent, &swapped)
+                .unwrap_err()
+                .to_string()
+                .contains("what arrived is frame 2")
+        );
         let mut flipped = sent.clone();
         flipped[1][33] ^= 1;
         let text = same(&sent, &flipped).unwrap_err().to_string();

@@ -108,12 +108,21 @@ impl Process {
         check_interrupted()?;
         let (read, write) = std::io::pipe()?;
         command.stdout(write.try_clone()?).stderr(write);
-        command.stdin(if surroundings.no_stdin { Stdio::null() } else { Stdio::piped() });
+        command.stdin(if surroundings.no_stdin {
+            Stdio::null()
+        } else {
+            Stdio::piped()
+        });
         command.process_group(0);
         let mount = match &surroundings.hugetlbfs {
             Some(dir) => {
-                let size = surroundings.hugetlbfs_size.map_or(String::new(), |bytes| format!(",size={bytes}"));
-                Some((CString::new(dir.as_os_str().as_bytes())?, CString::new(format!("pagesize=2M{size}"))?))
+                let size = surroundings
+                    .hugetlbfs_size
+                    .map_or(String::new(), |bytes| format!(",size={bytes}"));
+                Some((
+                    CString::new(dir.as_os_str().as_bytes())?,
+                    CString::new(format!("pagesize=2M{size}"))?,
+                ))
             }
             None => None,
         };
@@ -140,7 +149,9 @@ impl Process {
             });
         }
         let program = command.get_program().to_string_lossy().into_owned();
-        let mut child = command.spawn().with_context(|| format!("{name}: {program} does not start"))?;
+        let mut child = command
+            .spawn()
+            .with_context(|| format!("{name}: {program} does not start"))?;
         // Our copies of the pipe's writing end go with the command, so that the reader sees the end of the output.
         drop(command);
         LIVE.lock().unwrap_or_else(|e| e.into_inner()).push(pid_of(&child));
@@ -151,7 +162,14 @@ impl Process {
             let echo = surroundings.echo;
             move || collect(read, &output, echo)
         });
-        Ok(Process { name: name.to_owned(), child, stdin, output, reader: Some(reader), status: None })
+        Ok(Process {
+            name: name.to_owned(),
+            child,
+            stdin,
+            output,
+            reader: Some(reader),
+            status: None,
+        })
     }
 
     /// The name that messages use.
@@ -166,8 +184,12 @@ impl Process {
 
     /// Writes a line to its standard input.
     pub fn command(&mut self, line: &str) -> Result<()> {
-        let Some(stdin) = &mut self.stdin else { bail!("{} has no standard input", self.name) };
-        let sent = stdin.write_all(format!("{line}\n").as_bytes()).and_then(|()| stdin.flush());
+        let Some(stdin) = &mut self.stdin else {
+            bail!("{} has no standard input", self.name)
+        };
+        let sent = stdin
+            .write_all(format!("{line}\n").as_bytes())
+            .and_then(|()| stdin.flush());
         sent.with_context(|| format!("{} does not take \"{line}\"{}", self.name, self.tail()))
     }
 
@@ -216,10 +238,20 @@ impl Process {
                 // Its last words may still be on their way through the reader.
                 self.join_reader();
                 if !self.output_since(from).contains(text) {
-                    bail!("{} ended ({}) before it wrote \"{text}\"{}", self.name, describe(status), self.tail());
+                    bail!(
+                        "{} ended ({}) before it wrote \"{text}\"{}",
+                        self.name,
+                        describe(status),
+                        self.tail()
+                    );
                 }
             } else if Instant::now() >= end {
-                bail!("{} did not write \"{text}\" within {:?}{}", self.name, limit, self.tail());
+                bail!(
+                    "{} did not write \"{text}\" within {:?}{}",
+                    self.name,
+                    limit,
+                    self.tail()
+                );
             }
         }
     }
@@ -256,7 +288,11 @@ impl Process {
     /// Waits for its end; an error if that takes longer, or if it is not a success.
     pub fn wait_success(&mut self, limit: Duration) -> Result<()> {
         let status = self.wait(limit)?;
-        if status.success() { Ok(()) } else { bail!("{}: {}{}", self.name, describe(status), self.tail()) }
+        if status.success() {
+            Ok(())
+        } else {
+            bail!("{}: {}{}", self.name, describe(status), self.tail())
+        }
     }
 
     /// Sends a signal to the process alone.
@@ -324,7 +360,10 @@ impl Drop for Process {
 
 /// Runs a command to its end and gives its output; an error if it fails or takes longer than `limit`.
 pub fn run(name: &str, command: Command, limit: Duration) -> Result<String> {
-    let surroundings = Surroundings { no_stdin: true, ..Default::default() };
+    let surroundings = Surroundings {
+        no_stdin: true,
+        ..Default::default()
+    };
     let mut process = Process::spawn(name, command, &surroundings)?;
     process.wait_success(limit)?;
     Ok(process.output())
@@ -345,7 +384,11 @@ fn collect(mut pipe: std::io::PipeReader, output: &Output, echo: bool) {
         if echo {
             let _ = std::io::stderr().write_all(&buffer[..n]);
         }
-        output.bytes.lock().unwrap_or_else(|e| e.into_inner()).extend_from_slice(&buffer[..n]);
+        output
+            .bytes
+            .lock()
+            .unwrap_or_else(|e| e.into_inner())
+            .extend_from_slice(&buffer[..n]);
         output.more.notify_all();
     }
 }
@@ -368,7 +411,13 @@ fn private_hugetlbfs(dir: &CString, options: &CString) -> rustix::io::Result<()>
     // SAFETY: between fork and exec there is one thread; nothing relies on the mounts that it shared before.
     unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS)? };
     mount_change(c"/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE)?;
-    mount(c"none", dir.as_c_str(), c"hugetlbfs", MountFlags::empty(), Some(options.as_c_str()))
+    mount(
+        c"none",
+        dir.as_c_str(),
+        c"hugetlbfs",
+        MountFlags::empty(),
+        Some(options.as_c_str()),
+    )
 }
 
 #[cfg(test)]
@@ -383,7 +432,12 @@ mod tests {
 
     #[test]
     fn output_is_found_and_errors_show_it() {
-        let mut p = Process::spawn("sh", shell("echo one; read x; echo got $x; exit 3"), &Surroundings::default()).unwrap();
+        let mut p = Process::spawn(
+            "sh",
+            shell("echo one; read x; echo got $x; exit 3"),
+            &Surroundings::default(),
+        )
+        .unwrap();
         let mark = p.wait_for("one", 0, Duration::from_secs(5)).unwrap();
         p.command("two").unwrap();
         p.wait_for("got two", mark, Duration::from_secs(5)).unwrap();
@@ -396,7 +450,10 @@ mod tests {
     #[test]
     fn waits_are_bounded() {
         let mut p = Process::spawn("sh", shell("echo here; sleep 60"), &Surroundings::default()).unwrap();
-        let error = p.wait_for("there", 0, Duration::from_millis(200)).unwrap_err().to_string();
+        let error = p
+            .wait_for("there", 0, Duration::from_millis(200))
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("did not write") && error.contains("here"), "{error}");
         assert!(p.wait(Duration::from_millis(100)).is_err());
     }

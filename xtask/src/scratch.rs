@@ -27,11 +27,20 @@ impl Scratch {
     /// Makes the directory (short, so that socket paths fit in 107 bytes) and reserves `pages` hugepages of 2 MiB, as
     /// many of them as the machine lets us: see [`Scratch::pages`].
     pub fn new(pages: usize) -> Result<Self> {
-        let dir = tempfile::Builder::new().prefix("xt").tempdir_in("/tmp").context("a directory below /tmp")?.keep();
+        let dir = tempfile::Builder::new()
+            .prefix("xt")
+            .tempdir_in("/tmp")
+            .context("a directory below /tmp")?
+            .keep();
         // Other users' processes (the unprivileged suite, OVS) reach their sockets through it.
         fs::set_permissions(&dir, fs::Permissions::from_mode(0o755))?;
         let mut command = Command::new(std::env::current_exe()?);
-        command.arg("sentinel").arg("--pages").arg(pages.to_string()).arg("--remove").arg(&dir);
+        command
+            .arg("sentinel")
+            .arg("--pages")
+            .arg(pages.to_string())
+            .arg("--remove")
+            .arg(&dir);
         // A group of its own: a Ctrl-C on the terminal is not for the sentinel.
         command.process_group(0).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut sentinel = command.spawn().context("the sentinel does not start")?;
@@ -40,8 +49,16 @@ impl Scratch {
         if let Some(stdout) = sentinel.stdout.take() {
             BufReader::new(stdout).read_line(&mut line)?;
         }
-        let pages = line.trim().parse().with_context(|| format!("the sentinel answered {line:?}"))?;
-        Ok(Scratch { dir, pages, sentinel, stdin })
+        let pages = line
+            .trim()
+            .parse()
+            .with_context(|| format!("the sentinel answered {line:?}"))?;
+        Ok(Scratch {
+            dir,
+            pages,
+            sentinel,
+            stdin,
+        })
     }
 
     /// The directory.
@@ -77,7 +94,11 @@ pub fn sentinel(pages: usize, remove: &Path) -> Result<()> {
     if !(remove.starts_with("/tmp/") && remove.components().count() == 3) {
         bail!("{} is not a run's directory", remove.display());
     }
-    let got = if pages == 0 { 0 } else { change_pool(pages as i64).unwrap_or(0) };
+    let got = if pages == 0 {
+        0
+    } else {
+        change_pool(pages as i64).unwrap_or(0)
+    };
     println!("{got}");
     std::io::stdout().flush()?;
     let _ = std::io::stdin().read_to_end(&mut Vec::new());
@@ -95,7 +116,11 @@ pub fn sentinel(pages: usize, remove: &Path) -> Result<()> {
 /// they are freed.
 fn change_pool(by: i64) -> Result<i64> {
     let path = format!("{POOL}/nr_hugepages");
-    let mut file = fs::OpenOptions::new().read(true).write(true).open(&path).with_context(|| path.clone())?;
+    let mut file = fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(&path)
+        .with_context(|| path.clone())?;
     rustix::fs::flock(&file, FlockOperation::LockExclusive)?;
     let read = || -> Result<i64> { Ok(fs::read_to_string(&path)?.trim().parse()?) };
     let before = read()?;
@@ -105,5 +130,8 @@ fn change_pool(by: i64) -> Result<i64> {
 
 /// Hugepages of 2 MiB that nobody uses.
 pub fn free_pages() -> usize {
-    fs::read_to_string(format!("{POOL}/free_hugepages")).ok().and_then(|s| s.trim().parse().ok()).unwrap_or(0)
+    fs::read_to_string(format!("{POOL}/free_hugepages"))
+        .ok()
+        .and_then(|s| s.trim().parse().ok())
+        .unwrap_or(0)
 }

@@ -41,7 +41,9 @@ pub struct Distance {
 /// The CPUs that this process may use.
 pub fn allowed() -> Vec<usize> {
     let set = rustix::thread::sched_getaffinity(None).unwrap_or_default();
-    (0..rustix::thread::CpuSet::MAX_CPU).filter(|&cpu| set.is_set(cpu)).collect()
+    (0..rustix::thread::CpuSet::MAX_CPU)
+        .filter(|&cpu| set.is_set(cpu))
+        .collect()
 }
 
 /// The first two of them.
@@ -103,7 +105,11 @@ pub fn probe(cpus: (usize, usize), time: Duration) -> Result<Distance> {
         Ok(())
     })?;
     let round_trip = super::stats::median(&trips);
-    let regime = if round_trip < NEAR_BELOW { Regime::Near } else { Regime::Far };
+    let regime = if round_trip < NEAR_BELOW {
+        Regime::Near
+    } else {
+        Regime::Far
+    };
     Ok(Distance { round_trip, regime })
 }
 

@@ -96,7 +96,11 @@ impl Pair {
         let socket = places.1.dir.join(format!("{tag}.sock"));
         let back = back_end(program, &format!("{tag}b"), places.1, &socket)?;
         let front = front_end(program, &format!("{tag}f"), places.0, &socket, queue_size)?;
-        Ok(Pair { front, back, load: Load::Tx })
+        Ok(Pair {
+            front,
+            back,
+            load: Load::Tx,
+        })
     }
 
     /// Sets a load up, and leaves it stopped.

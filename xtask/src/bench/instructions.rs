@@ -96,8 +96,14 @@ fn count(dir: &Path, function: &str, bursts: u64, size: usize) -> Result<i64> {
     let out = dir.join("callgrind.out");
     let socket = dir.join("callgrind.sock");
     let mut command = Command::new("valgrind");
-    command.args(["--tool=callgrind", "--collect-atstart=no", &format!("--toggle-collect={function}")]);
-    command.arg(format!("--callgrind-out-file={}", out.display())).arg(std::env::current_exe()?);
+    command.args([
+        "--tool=callgrind",
+        "--collect-atstart=no",
+        &format!("--toggle-collect={function}"),
+    ]);
+    command
+        .arg(format!("--callgrind-out-file={}", out.display()))
+        .arg(std::env::current_exe()?);
     let spec = format!("virtio-user,path={},queue_size=256,memory=memfd", socket.display());
     command.args(["bench-worker", "instructions", "--spec", &spec]);
     command.args(["--bursts", &bursts.to_string(), "--size", &size.to_string()]);
@@ -107,7 +113,14 @@ fn count(dir: &Path, function: &str, bursts: u64, size: usize) -> Result<i64> {
 }
 
 fn totals(report: &str) -> Option<i64> {
-    report.lines().rev().find_map(|l| l.strip_prefix("totals:").or(l.strip_prefix("summary:")))?.split_whitespace().next()?.parse().ok()
+    report
+        .lines()
+        .rev()
+        .find_map(|l| l.strip_prefix("totals:").or(l.strip_prefix("summary:")))?
+        .split_whitespace()
+        .next()?
+        .parse()
+        .ok()
 }
 
 #[cfg(test)]

@@ -86,7 +86,13 @@ impl End {
 fn raw_socket(interface: &str) -> Result<OwnedFd> {
     let protocol = libc::c_int::from(ETHERTYPE.to_be());
     // SAFETY: socket(2) takes integers.
-    let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC, protocol) };
+    let fd = unsafe {
+        libc::socket(
+            libc::AF_PACKET,
+            libc::SOCK_RAW | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC,
+            protocol,
+        )
+    };
     if fd < 0 {
         return Err(std::io::Error::last_os_error()).context("an AF_PACKET socket");
     }
@@ -109,7 +115,10 @@ fn raw_socket(interface: &str) -> Result<OwnedFd> {
 }
 
 fn ip(args: &str) -> Result<()> {
-    let output = Command::new("ip").args(args.split_whitespace()).output().context("ip")?;
+    let output = Command::new("ip")
+        .args(args.split_whitespace())
+        .output()
+        .context("ip")?;
     if !output.status.success() {
         bail!("ip {args}: {}", String::from_utf8_lossy(&output.stderr).trim());
     }
@@ -119,7 +128,11 @@ fn ip(args: &str) -> Result<()> {
 /// The program.
 pub fn main(sockets: Sockets, cpus: (usize, usize)) -> Result<()> {
     pin(cpus.0)?;
-    let flags = if crate::peers::is_root() { UnshareFlags::NEWNET } else { UnshareFlags::NEWNET | UnshareFlags::NEWUSER };
+    let flags = if crate::peers::is_root() {
+        UnshareFlags::NEWNET
+    } else {
+        UnshareFlags::NEWNET | UnshareFlags::NEWUSER
+    };
     if flags.contains(UnshareFlags::NEWUSER) {
         become_root_of_our_own(flags)?;
     } else {
@@ -171,8 +184,10 @@ pub fn main(sockets: Sockets, cpus: (usize, usize)) -> Result<()> {
     });
     serve(&shared)?;
     shared.stop.store(true, Ordering::Relaxed);
-    near.join().map_err(|_| anyhow::anyhow!("the sending thread panicked"))??;
-    far.join().map_err(|_| anyhow::anyhow!("the receiving thread panicked"))??;
+    near.join()
+        .map_err(|_| anyhow::anyhow!("the sending thread panicked"))??;
+    far.join()
+        .map_err(|_| anyhow::anyhow!("the receiving thread panicked"))??;
     Ok(())
 }
 
@@ -202,7 +217,10 @@ fn serve(shared: &Shared) -> Result<()> {
             ["load", "tx", size] => set(shared, Load::Tx(size.parse()?)),
             ["load", "latency", size, "1"] => set(shared, Load::Latency(size.parse()?)),
             ["stats"] => {
-                let (rx, tx) = (shared.received.load(Ordering::Relaxed), shared.sent.load(Ordering::Relaxed));
+                let (rx, tx) = (
+                    shared.received.load(Ordering::Relaxed),
+                    shared.sent.load(Ordering::Relaxed),
+                );
                 writeln!(out, "stats {rx} {tx} {}", monotonic())?;
                 out.flush()?;
                 continue;
@@ -231,7 +249,22 @@ fn set(shared: &Shared, load: Load) {
 /// The sending thread.
 fn ask(end: &End, shared: &Shared) {
     let mut bytes = vec![0u8; 2048];
-    bytes[..14].copy_from_slice(&[2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, (ETHERTYPE >> 8) as u8, ETHERTYPE as u8]);
+    bytes[..14].copy_from_slice(&[
+        2,
+        0,
+        0,
+        0,
+        0,
+        2,
+        2,
+        0,
+        0,
+        0,
+        0,
+        1,
+        (ETHERTYPE >> 8) as u8,
+        ETHERTYPE as u8,
+    ]);
     let mut buffer = vec![0u8; 2048];
     while !shared.stop.load(Ordering::Relaxed) {
         let generation = shared.generation.load(Ordering::Acquire);
@@ -271,7 +304,22 @@ fn ask(end: &End, shared: &Shared) {
 fn answer(end: &End, shared: &Shared) {
     let mut buffer = vec![0u8; 2048];
     let mut bytes = vec![0u8; 2048];
-    bytes[..14].copy_from_slice(&[2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, (ETHERTYPE >> 8) as u8, ETHERTYPE as u8]);
+    bytes[..14].copy_from_slice(&[
+        2,
+        0,
+        0,
+        0,
+        0,
+        1,
+        2,
+        0,
+        0,
+        0,
+        0,
+        2,
+        (ETHERTYPE >> 8) as u8,
+        ETHERTYPE as u8,
+    ]);
     // Where the payload begins in what a socket gives.
     let first = if matches!(end, End::Udp(_)) { 0 } else { HEADERS };
     let mut count = 0;

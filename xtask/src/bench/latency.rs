@@ -78,7 +78,9 @@ impl DpdkTrips {
 
 impl Variant for DpdkTrips {
     fn run(&mut self, on: bool) -> Result<()> {
-        self.back.process().signal(if on { Signal::CONT } else { Signal::STOP })?;
+        self.back
+            .process()
+            .signal(if on { Signal::CONT } else { Signal::STOP })?;
         self.front.run(on)
     }
 
@@ -110,7 +112,12 @@ impl Alone {
     pub fn new(mut worker: Worker, load: &str, percentile: Option<Percentile>) -> Result<Self> {
         worker.load(load)?;
         worker.run(false)?;
-        Ok(Alone { worker, percentile, begun: 0, at: 0 })
+        Ok(Alone {
+            worker,
+            percentile,
+            begun: 0,
+            at: 0,
+        })
     }
 }
 

@@ -35,6 +35,10 @@ impl Load {
 
     /// Which of the back-end's counters tells.
     pub fn counted(self) -> Counted {
-        if self == Load::Rx { Counted::Sent } else { Counted::Received }
+        if self == Load::Rx {
+            Counted::Sent
+        } else {
+            Counted::Received
+        }
     }
 }

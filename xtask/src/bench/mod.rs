@@ -52,11 +52,31 @@ const PAGES: usize = 288;
 
 /// Names of metrics, for `--metric`; `*` stands for anything.
 const METRICS: &[&str] = &[
-    "limit.spsc", "virtio_user.tx", "virtio_user.rx", "virtio_user.loop32", "virtio_user.loop512", "both.tx",
-    "both.rx", "both.loop32", "both.loop512", "latency.p50.1", "latency.p99.1", "latency.p50.32", "latency.p99.32",
-    "startup.exec_to_first_packet", "memory.resident", "memory.huge", "startup.syscalls", "kernel.udp.tx",
-    "kernel.af_packet.tx", "kernel.udp.latency", "kernel.af_packet.latency", "instructions.tx", "instructions.rx",
-    "instructions.alloc", "instructions.free",
+    "limit.spsc",
+    "virtio_user.tx",
+    "virtio_user.rx",
+    "virtio_user.loop32",
+    "virtio_user.loop512",
+    "both.tx",
+    "both.rx",
+    "both.loop32",
+    "both.loop512",
+    "latency.p50.1",
+    "latency.p99.1",
+    "latency.p50.32",
+    "latency.p99.32",
+    "startup.exec_to_first_packet",
+    "memory.resident",
+    "memory.huge",
+    "startup.syscalls",
+    "kernel.udp.tx",
+    "kernel.af_packet.tx",
+    "kernel.udp.latency",
+    "kernel.af_packet.latency",
+    "instructions.tx",
+    "instructions.rx",
+    "instructions.alloc",
+    "instructions.free",
 ];
 
 /// What the command line asked for.
@@ -110,7 +130,11 @@ pub fn worker_main(mode: &WorkerMode) -> Result<()> {
         WorkerMode::First(a) => worker::first(&a.spec),
         WorkerMode::Instructions(a) => instructions::main(&a.spec, a.bursts, a.size),
         WorkerMode::Kernel(a) => {
-            let sockets = if a.spec == "udp" { kernel::Sockets::Udp } else { kernel::Sockets::Packet };
+            let sockets = if a.spec == "udp" {
+                kernel::Sockets::Udp
+            } else {
+                kernel::Sockets::Packet
+            };
             kernel::main(sockets, cpus(a)?)
         }
     }
@@ -120,9 +144,9 @@ pub fn worker_main(mode: &WorkerMode) -> Result<()> {
 fn matches(pattern: &str, name: &str) -> bool {
     match pattern.split_once('*') {
         None => pattern == name,
-        Some((start, rest)) => {
-            name.strip_prefix(start).is_some_and(|tail| (0..=tail.len()).any(|i| tail.is_char_boundary(i) && matches(rest, &tail[i..])))
-        }
+        Some((start, rest)) => name
+            .strip_prefix(start)
+            .is_some_and(|tail| (0..=tail.len()).any(|i| tail.is_char_boundary(i) && matches(rest, &tail[i..]))),
     }
 }
 
@@ -138,15 +162,52 @@ pub fn command(root: &Path, options: &Options) -> Result<bool> {
     let scratch = Scratch::new(if is_root() { PAGES } else { 0 })?;
     let ms = Duration::from_millis;
     let plan = if options.quick {
-        Plan { cpus, settle: ms(30), window: ms(60), pairs: 3, tries: 8, limit: ms(8_000) }
+        // Whether a thread had to wait is no matter here.
+        Plan {
+            cpus,
+            settle: ms(30),
+            window: ms(60),
+            pairs: 3,
+            tries: 12,
+            limit: ms(8_000),
+            wait_at_most: 1.0,
+        }
     } else {
-        Plan { cpus, settle: ms(60), window: ms(300), pairs: 9, tries: 60, limit: ms(90_000) }
+        Plan {
+            cpus,
+            settle: ms(60),
+            window: ms(300),
+            pairs: 9,
+            tries: 60,
+            limit: ms(90_000),
+            wait_at_most: windows::WAIT_AT_MOST,
+        }
     };
-    let peer = if found.testpmd.is_some() { dpdk_version() } else { "none".into() };
-    println!("peer: {peer}; hugepages: {}; CPUs {} and {}", scratch.pages(), cpus.0, cpus.1);
+    let peer = if found.testpmd.is_some() {
+        dpdk_version()
+    } else {
+        "none".into()
+    };
+    println!(
+        "peer: {peer}; hugepages: {}; CPUs {} and {}",
+        scratch.pages(),
+        cpus.0,
+        cpus.1
+    );
     println!("{}", report::heading());
-    let mut bench = Bench { options, cpus, plan, testpmd: found.testpmd, scratch, report: Report::new(peer, options.quick) };
-    let outcome = if options.baseline { bench.baseline() } else { bench.run() };
+    let mut bench = Bench {
+        options,
+        cpus,
+        plan,
+        testpmd: found.testpmd,
+        scratch,
+        report: Report::new(peer, options.quick),
+    };
+    let outcome = if options.baseline {
+        bench.baseline()
+    } else {
+        bench.run()
+    };
     if let Some(path) = &options.json {
         bench.report.write(path)?;
         println!("written: {}", path.display());
@@ -187,17 +248,28 @@ impl Bench<'_> {
 
     /// Where a peer mounts its hugetlbfs, if it can.
     fn huge(&self, name: &str) -> Result<Option<PathBuf>> {
-        if self.scratch.pages() > 0 { self.scratch.subdir(&format!("huge-{name}")).map(Some) } else { Ok(None) }
+        if self.scratch.pages() > 0 {
+            self.scratch.subdir(&format!("huge-{name}")).map(Some)
+        } else {
+            Ok(None)
+        }
     }
 
     /// The side that forwards on the second CPU.
     fn back(&self, name: &str) -> Result<Place> {
-        Ok(Place { dir: self.scratch.dir().to_owned(), huge: self.huge(name)?, cpus: self.cpus })
+        Ok(Place {
+            dir: self.scratch.dir().to_owned(),
+            huge: self.huge(name)?,
+            cpus: self.cpus,
+        })
     }
 
     /// The side that forwards on the first CPU.
     fn front(&self, name: &str) -> Result<Place> {
-        Ok(Place { cpus: (self.cpus.1, self.cpus.0), ..self.back(name)? })
+        Ok(Place {
+            cpus: (self.cpus.1, self.cpus.0),
+            ..self.back(name)?
+        })
     }
 
     fn front_cpus(&self) -> (usize, usize) {
@@ -229,8 +301,16 @@ impl Bench<'_> {
 
     fn limit(&mut self) -> Result<()> {
         for bytes in SIZES {
-            let mut ring = BareRing { cpus: self.cpus, bytes, window: self.plan.window };
-            let plan = Plan { settle: Duration::ZERO, window: Duration::ZERO, ..self.plan };
+            let mut ring = BareRing {
+                cpus: self.cpus,
+                bytes,
+                window: self.plan.window,
+            };
+            let plan = Plan {
+                settle: Duration::ZERO,
+                window: Duration::ZERO,
+                ..self.plan
+            };
             let result = windows::alone(&plan, &mut ring);
             self.report.add(Row::alone("limit.spsc", bytes, "Mpps", result));
         }
@@ -249,7 +329,8 @@ impl Bench<'_> {
                     peer.prepare(load, bytes)?;
                     let result = windows::compare(&self.plan, &mut ours, &mut peer);
                     process::check_interrupted()?;
-                    self.report.add(Row::compared(&name, bytes, "Mpps", true, "DPDK virtio_user", result));
+                    self.report
+                        .add(Row::compared(&name, bytes, "Mpps", true, "DPDK virtio_user", result));
                 }
             }
         }
@@ -269,7 +350,8 @@ impl Bench<'_> {
                     peer.prepare(load, bytes)?;
                     let result = windows::compare(&self.plan, &mut ours, &mut peer);
                     process::check_interrupted()?;
-                    self.report.add(Row::compared(&name, bytes, "Mpps", true, "DPDK on both sides", result));
+                    self.report
+                        .add(Row::compared(&name, bytes, "Mpps", true, "DPDK on both sides", result));
                 }
             }
         }
@@ -285,9 +367,16 @@ impl Bench<'_> {
         let back = dpdk::back_end(&testpmd, "mb", self.back("mb")?, &socket)?;
         let huge = self.huge("probe")?;
         let command = startup::probe_command(&probe, &dir, huge.as_deref(), &socket, self.cpus.0, "run");
-        let surroundings = Surroundings { hugetlbfs: huge, ..Default::default() };
+        let surroundings = Surroundings {
+            hugetlbfs: huge,
+            ..Default::default()
+        };
         let front = Worker::new(Process::spawn("dpdk_probe", command, &surroundings)?)?;
-        let mut peer = DpdkTrips { front, back, percentile: Percentile::P50 };
+        let mut peer = DpdkTrips {
+            front,
+            back,
+            percentile: Percentile::P50,
+        };
         for bytes in SIZES {
             for in_flight in [1, 32] {
                 for (percentile, text) in [(Percentile::P50, "p50"), (Percentile::P99, "p99")] {
@@ -300,7 +389,8 @@ impl Bench<'_> {
                     peer.prepare(in_flight, bytes)?;
                     let result = windows::compare(&self.plan, &mut OursTrips(&mut ours, percentile), &mut peer);
                     process::check_interrupted()?;
-                    self.report.add(Row::compared(&name, bytes, "ns", false, "DPDK virtio_user", result));
+                    self.report
+                        .add(Row::compared(&name, bytes, "ns", false, "DPDK virtio_user", result));
                 }
             }
         }
@@ -329,7 +419,14 @@ impl Bench<'_> {
         for (metric, unit, value) in columns {
             if self.wanted(metric) {
                 let column = |starts: &[startup::Start]| starts.iter().map(value).collect::<Vec<_>>();
-                self.report.add(Row::paired(metric, None, unit, name, &column(&our_starts), &column(&peer_starts)));
+                self.report.add(Row::paired(
+                    metric,
+                    None,
+                    unit,
+                    name,
+                    &column(&our_starts),
+                    &column(&peer_starts),
+                ));
             }
         }
         if self.wanted("startup.syscalls") {
@@ -341,7 +438,8 @@ impl Bench<'_> {
                 Ok(peer) => vec![reflector.syscalls(peer, "dpdk")? as f64],
                 Err(_) => Vec::new(),
             };
-            self.report.add(Row::paired("startup.syscalls", None, "calls", name, &[ours], &peer));
+            self.report
+                .add(Row::paired("startup.syscalls", None, "calls", name, &[ours], &peer));
         }
         match peer {
             Ok(_) => Ok(()),
@@ -353,9 +451,10 @@ impl Bench<'_> {
     fn kernel(&mut self) -> Result<()> {
         let dir = self.scratch.dir().to_owned();
         let mut ours = ours::Both::start(&dir, "k", self.front_cpus(), self.cpus, 256)?;
-        for (spec, text, who) in
-            [("udp", "udp", "UDP over veth"), ("packet", "af_packet", "AF_PACKET over veth")]
-        {
+        for (spec, text, who) in [
+            ("udp", "udp", "UDP over veth"),
+            ("packet", "af_packet", "AF_PACKET over veth"),
+        ] {
             for bytes in SIZES {
                 // The veth's MTU of 1500 and the Ethernet header.
                 let bytes = bytes.min(1514);
@@ -370,11 +469,19 @@ impl Bench<'_> {
                     let mut peer = Alone::new(worker, &load, trips)?;
                     let row = if trips.is_some() {
                         ours.prepare_latency(1, bytes)?;
-                        let result = windows::compare(&self.plan, &mut ours::BothTrips(&mut ours, Percentile::P50), &mut peer);
+                        let result =
+                            windows::compare(&self.plan, &mut ours::BothTrips(&mut ours, Percentile::P50), &mut peer);
                         Row::compared(&name, bytes, "ns", false, who, result)
                     } else {
                         ours.prepare(Load::Tx, bytes)?;
-                        Row::compared(&name, bytes, "Mpps", true, who, windows::compare(&self.plan, &mut ours, &mut peer))
+                        Row::compared(
+                            &name,
+                            bytes,
+                            "Mpps",
+                            true,
+                            who,
+                            windows::compare(&self.plan, &mut ours, &mut peer),
+                        )
                     };
                     process::check_interrupted()?;
                     self.report.add(row);
@@ -394,7 +501,14 @@ impl Bench<'_> {
             for (call, instructions) in instructions::measure(&dir, bytes)? {
                 let name = format!("instructions.{call}");
                 if self.wanted(&name) {
-                    self.report.add(Row::paired(&name, Some(bytes), "instructions/packet", None, &[instructions], &[]));
+                    self.report.add(Row::paired(
+                        &name,
+                        Some(bytes),
+                        "instructions/packet",
+                        None,
+                        &[instructions],
+                        &[],
+                    ));
                 }
             }
         }
@@ -411,7 +525,8 @@ impl Bench<'_> {
                 pair.prepare(load, bytes)?;
                 let result = windows::alone(&self.plan, &mut pair);
                 process::check_interrupted()?;
-                self.report.add(Row::alone(&format!("dpdk.{}", load.name()), bytes, "Mpps", result));
+                self.report
+                    .add(Row::alone(&format!("dpdk.{}", load.name()), bytes, "Mpps", result));
             }
         }
         Ok(())

@@ -19,17 +19,32 @@ use crate::process::{Process, Surroundings};
 /// This program again, as a worker.
 pub fn worker_command(mode: &str, spec: &str, cpus: (usize, usize)) -> Result<Command> {
     let mut command = Command::new(std::env::current_exe()?);
-    command.args(["bench-worker", mode, "--spec", spec, "--cpus", &format!("{},{}", cpus.0, cpus.1)]);
+    command.args([
+        "bench-worker",
+        mode,
+        "--spec",
+        spec,
+        "--cpus",
+        &format!("{},{}", cpus.0, cpus.1),
+    ]);
     Ok(command)
 }
 
 fn worker(name: &str, spec: &str, cpus: (usize, usize)) -> Result<Worker> {
-    Worker::new(Process::spawn(name, worker_command("run", spec, cpus)?, &Surroundings::default())?)
+    Worker::new(Process::spawn(
+        name,
+        worker_command("run", spec, cpus)?,
+        &Surroundings::default(),
+    )?)
 }
 
 /// A front-end of ours.
 pub fn front_end(name: &str, socket: &Path, queue_size: u16, cpus: (usize, usize)) -> Result<Worker> {
-    worker(name, &format!("virtio-user,path={},queue_size={queue_size}", socket.display()), cpus)
+    worker(
+        name,
+        &format!("virtio-user,path={},queue_size={queue_size}", socket.display()),
+        cpus,
+    )
 }
 
 /// A back-end of ours.
@@ -74,7 +89,11 @@ impl OnDpdk {
         let socket = back.dir.join(format!("{tag}.sock"));
         let back = dpdk::back_end(program, &format!("{tag}b"), back, &socket)?;
         let front = front_end("our front-end", &socket, queue_size, front_cpus)?;
-        Ok(OnDpdk { front, back, load: Load::Tx })
+        Ok(OnDpdk {
+            front,
+            back,
+            load: Load::Tx,
+        })
     }
 
     /// Sets a load up, and leaves it stopped.
@@ -108,7 +127,11 @@ impl OnDpdk {
 
 impl Variant for OnDpdk {
     fn run(&mut self, on: bool) -> Result<()> {
-        let signal = if on { rustix::process::Signal::CONT } else { rustix::process::Signal::STOP };
+        let signal = if on {
+            rustix::process::Signal::CONT
+        } else {
+            rustix::process::Signal::STOP
+        };
         self.back.process().signal(signal)?;
         self.front.run(on)
     }
@@ -140,7 +163,12 @@ impl Both {
         let socket = dir.join(format!("{tag}.sock"));
         let back = back_end("our back-end", &socket, back)?;
         let front = front_end("our front-end", &socket, queue_size, front)?;
-        Ok(Both { front, back, load: Load::Tx, begun: None })
+        Ok(Both {
+            front,
+            back,
+            load: Load::Tx,
+            begun: None,
+        })
     }
 
     /// Sets a load up, and leaves it stopped.

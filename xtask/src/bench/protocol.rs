@@ -69,7 +69,11 @@ impl Worker {
     /// Its counters.
     pub fn stats(&mut self) -> Result<Counts> {
         let numbers = self.ask("stats", "stats ")?;
-        match numbers.split_whitespace().map(str::parse).collect::<Result<Vec<u64>, _>>()?[..] {
+        match numbers
+            .split_whitespace()
+            .map(str::parse)
+            .collect::<Result<Vec<u64>, _>>()?[..]
+        {
             [rx, tx, at] => Ok(Counts { rx, tx, at }),
             _ => bail!("{} answered \"stats {numbers}\"", self.process.name()),
         }
@@ -78,8 +82,16 @@ impl Worker {
     /// Round trips since the last time.
     pub fn latency(&mut self) -> Result<Latency> {
         let numbers = self.ask("latency", "latency ")?;
-        match numbers.split_whitespace().map(str::parse).collect::<Result<Vec<f64>, _>>()?[..] {
-            [count, p50, p99] => Ok(Latency { count: count as u64, p50, p99 }),
+        match numbers
+            .split_whitespace()
+            .map(str::parse)
+            .collect::<Result<Vec<f64>, _>>()?[..]
+        {
+            [count, p50, p99] => Ok(Latency {
+                count: count as u64,
+                p50,
+                p99,
+            }),
             _ => bail!("{} answered \"latency {numbers}\"", self.process.name()),
         }
     }
@@ -87,7 +99,10 @@ impl Worker {
     fn ask(&mut self, line: &str, answer: &str) -> Result<String> {
         let mark = self.process.mark();
         self.process.command(line)?;
-        let from = self.process.wait_for(answer, mark, ANSWER).with_context(|| format!("after \"{line}\""))?;
+        let from = self
+            .process
+            .wait_for(answer, mark, ANSWER)
+            .with_context(|| format!("after \"{line}\""))?;
         let end = self.process.wait_for("\n", from, ANSWER)?;
         let text = self.process.output_since(from);
         Ok(text[..text.len().min(end - from)].trim().to_owned())

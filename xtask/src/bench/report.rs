@@ -103,7 +103,12 @@ impl Row {
         row.pairs = ours.len();
         row.ours = Some(median(ours)).filter(|m| m.is_finite());
         row.peer = Some(median(peer)).filter(|m| m.is_finite());
-        let ratios: Vec<f64> = ours.iter().zip(peer).map(|(a, b)| a / b).filter(|r| r.is_finite()).collect();
+        let ratios: Vec<f64> = ours
+            .iter()
+            .zip(peer)
+            .map(|(a, b)| a / b)
+            .filter(|r| r.is_finite())
+            .collect();
         row.ratio = (!ratios.is_empty()).then(|| Spread::of(&ratios));
         row
     }
@@ -141,7 +146,11 @@ impl Row {
             format!("{:.3}  (min {:.3}, quartiles {:.3} {:.3})", r.median, r.min, r.q1, r.q3)
         });
         let regime = self.regime.map_or("-".to_owned(), |r| r.to_string());
-        let dropped = if self.dropped.is_empty() { String::new() } else { format!("; dropped: {}", reasons(&self.dropped)) };
+        let dropped = if self.dropped.is_empty() {
+            String::new()
+        } else {
+            format!("; dropped: {}", reasons(&self.dropped))
+        };
         format!(
             "{name}  {:>9} {:>9} {:<20} {ratio:<46} {regime:<4} {:>2}{dropped}",
             number(self.ours),
@@ -192,8 +201,13 @@ impl Report {
             let line = cpuinfo.lines().find(|l| l.starts_with(name))?;
             Some(line.split_once(':')?.1.trim().to_owned())
         };
-        let cpu = ["model name", "cpu family", "model\t", "cpu MHz"].map(|f| field(f).unwrap_or_default()).join(", ");
-        let time = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_secs();
+        let cpu = ["model name", "cpu family", "model\t", "cpu MHz"]
+            .map(|f| field(f).unwrap_or_default())
+            .join(", ");
+        let time = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_secs();
         Report {
             schema: SCHEMA,
             time,

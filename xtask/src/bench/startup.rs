@@ -48,23 +48,39 @@ pub fn build_probe(dir: &Path) -> Result<PathBuf> {
     };
     let program = dir.join("dpdk_probe");
     let mut command = Command::new("gcc");
-    command.args(["-O3", "-march=native"]).args(flags("--cflags")?).arg(&source).arg("-o").arg(&program);
+    command
+        .args(["-O3", "-march=native"])
+        .args(flags("--cflags")?)
+        .arg(&source)
+        .arg("-o")
+        .arg(&program);
     command.args(flags("--libs")?);
     process::run("gcc", command, Duration::from_secs(120))?;
     Ok(program)
 }
 
 /// EAL's arguments for a front-end on `socket`.
-pub fn probe_command(program: &Path, dir: &Path, huge: Option<&Path>, socket: &Path, cpu: usize, mode: &str) -> Command {
+pub fn probe_command(
+    program: &Path,
+    dir: &Path,
+    huge: Option<&Path>,
+    socket: &Path,
+    cpu: usize,
+    mode: &str,
+) -> Command {
     let mut command = Command::new(program);
     command.env("XDG_RUNTIME_DIR", dir).env("RUNTIME_DIRECTORY", dir);
     command.args(["--lcores", &format!("0@{cpu}"), "--no-pci", "--no-telemetry"]);
     command.arg(format!("--file-prefix=xt{}probe{mode}", std::process::id()));
     match huge {
-        Some(mount) => command.arg(format!("--huge-dir={}", mount.display())).arg("--single-file-segments"),
+        Some(mount) => command
+            .arg(format!("--huge-dir={}", mount.display()))
+            .arg("--single-file-segments"),
         None => command.args(["--no-huge", "-m", "64"]),
     };
-    command.arg(format!("--vdev={}", testpmd::virtio_user(0, socket, 256, ""))).args(["--", mode]);
+    command
+        .arg(format!("--vdev={}", testpmd::virtio_user(0, socket, 256, "")))
+        .args(["--", mode]);
     command
 }
 
@@ -82,17 +98,28 @@ impl Reflector {
         let socket = dir.join("first.sock");
         let mut worker = super::ours::back_end("our back-end", &socket, (cpus.0, cpus.1))?;
         worker.load("io")?;
-        Ok(Reflector { _worker: worker, socket, dir: dir.to_owned(), cpus })
+        Ok(Reflector {
+            _worker: worker,
+            socket,
+            dir: dir.to_owned(),
+            cpus,
+        })
     }
 
     fn command(&self, who: &Who) -> Result<(Command, Surroundings)> {
         let spec = format!("virtio-user,path={},queue_size=256", self.socket.display());
-        let mut surroundings = Surroundings { cpus: vec![self.cpus.0], ..Default::default() };
+        let mut surroundings = Surroundings {
+            cpus: vec![self.cpus.0],
+            ..Default::default()
+        };
         Ok(match who {
             Who::Ours => (super::ours::worker_command("first", &spec, self.cpus)?, surroundings),
             Who::Dpdk(program, huge) => {
                 surroundings.hugetlbfs = huge.clone();
-                (probe_command(program, &self.dir, huge.as_deref(), &self.socket, self.cpus.0, "first"), surroundings)
+                (
+                    probe_command(program, &self.dir, huge.as_deref(), &self.socket, self.cpus.0, "first"),
+                    surroundings,
+                )
             }
         })
     }
@@ -105,11 +132,18 @@ impl Reflector {
         let at = process.wait_for("first ", 0, LIMIT)?;
         process.wait_for("\n", at, LIMIT)?;
         let text = process.output_since(at);
-        let first: u64 = text.split_whitespace().next().unwrap_or_default().parse().context("the time")?;
+        let first: u64 = text
+            .split_whitespace()
+            .next()
+            .unwrap_or_default()
+            .parse()
+            .context("the time")?;
         let status = std::fs::read_to_string(format!("/proc/{}/status", process.pid().as_raw_nonzero()))?;
         let kib = |key: &str| -> f64 {
             let line = status.lines().find_map(|l| l.strip_prefix(key));
-            line.and_then(|l| l.split_whitespace().next()).and_then(|n| n.parse().ok()).unwrap_or(0.0)
+            line.and_then(|l| l.split_whitespace().next())
+                .and_then(|n| n.parse().ok())
+                .unwrap_or(0.0)
         };
         process.close_stdin();
         process.wait_success(LIMIT)?;
@@ -125,7 +159,11 @@ impl Reflector {
         let (plain, surroundings) = self.command(who)?;
         let report = self.dir.join(format!("strace-{tag}"));
         let mut command = Command::new("strace");
-        command.args(["-f", "-c", "-o"]).arg(&report).arg(plain.get_program()).args(plain.get_args());
+        command
+            .args(["-f", "-c", "-o"])
+            .arg(&report)
+            .arg(plain.get_program())
+            .args(plain.get_args());
         for (key, value) in plain.get_envs() {
             if let Some(value) = value {
                 command.env(key, value);
@@ -177,9 +215,24 @@ mod tests {
     #[test]
     fn totals_are_read_with_and_without_errors() {
         let head = "% time     seconds  usecs/call     calls    errors syscall\n";
-        assert_eq!(total_calls(&format!("{head}100.00    0.002000          10       200        11 total\n")), Some(200));
-        assert_eq!(total_calls(&format!("{head}100.00    0.002000          10       200           total\n")), Some(200));
-        assert_eq!(total_calls(&format!("{head}100.00    0.002000                   200        11 total\n")), Some(200));
+        assert_eq!(
+            total_calls(&format!(
+                "{head}100.00    0.002000          10       200        11 total\n"
+            )),
+            Some(200)
+        );
+        assert_eq!(
+            total_calls(&format!(
+                "{head}100.00    0.002000          10       200           total\n"
+            )),
+            Some(200)
+        );
+        assert_eq!(
+            total_calls(&format!(
+                "{head}100.00    0.002000                   200        11 total\n"
+            )),
+            Some(200)
+        );
         assert_eq!(total_calls("nothing"), None);
     }
 }

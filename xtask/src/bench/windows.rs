@@ -15,7 +15,7 @@ use super::stats::{Spread, median};
 use crate::process;
 
 /// A thread that waits for its CPU for longer than this part of a window spoils it.
-const WAIT_AT_MOST: f64 = 0.04;
+pub const WAIT_AT_MOST: f64 = 0.04;
 
 /// A thread that runs for more than this part of a window is one that forwards.
 const BUSY_FROM: f64 = 0.5;
@@ -47,6 +47,8 @@ pub struct Plan {
     pub tries: usize,
     /// The time that this may take, at most.
     pub limit: Duration,
+    /// The part of a window for which a busy thread may wait: [`WAIT_AT_MOST`], but for a trial on a busy machine.
+    pub wait_at_most: f64,
 }
 
 /// What came of it.
@@ -134,7 +136,11 @@ pub fn alone(plan: &Plan, variant: &mut dyn Variant) -> Result<(f64, Regime, usi
 
 /// The counted reasons as text.
 pub fn reasons(dropped: &BTreeMap<String, usize>) -> String {
-    dropped.iter().map(|(reason, n)| format!("{n} {reason}")).collect::<Vec<_>>().join(", ")
+    dropped
+        .iter()
+        .map(|(reason, n)| format!("{n} {reason}"))
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 fn count(dropped: &mut BTreeMap<String, usize>, reason: &str, n: usize) {
@@ -166,12 +172,16 @@ fn window(
     let was = std::mem::replace(before, after);
     if was.regime != after.regime {
         count(dropped, "regime changed", 1);
-    } else if waited > WAIT_AT_MOST {
+    } else if waited > plan.wait_at_most {
         count(dropped, "a thread waited for its CPU", 1);
     } else if value.is_nan() || value <= 0.0 {
         count(dropped, "nothing arrived", 1);
     } else {
-        return Ok(Some(Window { value, regime: was.regime, round_trip: (was.round_trip + after.round_trip) / 2.0 }));
+        return Ok(Some(Window {
+            value,
+            regime: was.regime,
+            round_trip: (was.round_trip + after.round_trip) / 2.0,
+        }));
     }
     Ok(None)
 }
@@ -243,9 +253,25 @@ mod tests {
             return;
         };
         let ms = Duration::from_millis;
-        let plan = Plan { cpus, settle: ms(0), window: ms(1), pairs: 3, tries: 200, limit: ms(20_000) };
+        let plan = Plan {
+            cpus,
+            settle: ms(0),
+            window: ms(1),
+            pairs: 3,
+            tries: 200,
+            limit: ms(20_000),
+            wait_at_most: 1.0,
+        };
         let result = compare(&plan, &mut Fixed(3.0), &mut Fixed(2.0)).unwrap();
-        assert_eq!((result.ours, result.peer, result.ratio.median, result.pairs), (3.0, 2.0, 1.5, 3));
-        assert!(compare(&plan, &mut Fixed(0.0), &mut Fixed(2.0)).unwrap_err().to_string().contains("nothing arrived"));
+        assert_eq!(
+            (result.ours, result.peer, result.ratio.median, result.pairs),
+            (3.0, 2.0, 1.5, 3)
+        );
+        assert!(
+            compare(&plan, &mut Fixed(0.0), &mut Fixed(2.0))
+                .unwrap_err()
+                .to_string()
+                .contains("nothing arrived")
+        );
     }
 }

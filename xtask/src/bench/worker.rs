@@ -27,12 +27,20 @@ const LOST: Duration = Duration::from_millis(20);
 enum Load {
     /// Take out and free.
     Rx,
-    Tx { size: usize },
+    Tx {
+        size: usize,
+    },
     Io,
     /// Send `in_flight` packets, then send back what comes.
-    Loop { size: usize, in_flight: usize },
+    Loop {
+        size: usize,
+        in_flight: usize,
+    },
     /// Send `in_flight` packets, wait for all of them, note the time, again.
-    Latency { size: usize, in_flight: usize },
+    Latency {
+        size: usize,
+        in_flight: usize,
+    },
 }
 
 impl Load {
@@ -42,8 +50,14 @@ impl Load {
             "rx" => Load::Rx,
             "io" => Load::Io,
             "tx" => Load::Tx { size: number(1)? },
-            "loop" => Load::Loop { size: number(1)?, in_flight: number(2)? },
-            "latency" => Load::Latency { size: number(1)?, in_flight: number(2)? },
+            "loop" => Load::Loop {
+                size: number(1)?,
+                in_flight: number(2)?,
+            },
+            "latency" => Load::Latency {
+                size: number(1)?,
+                in_flight: number(2)?,
+            },
             other => bail!("no load {other}"),
         })
     }
@@ -94,7 +108,12 @@ pub fn main(spec: &str, cpus: (usize, usize)) -> Result<()> {
             }
             ["stats"] => {
                 let stats = port.stats();
-                say(&format!("stats {} {} {}", stats.rx_packets, stats.tx_packets, monotonic()))?;
+                say(&format!(
+                    "stats {} {} {}",
+                    stats.rx_packets,
+                    stats.tx_packets,
+                    monotonic()
+                ))?;
             }
             ["latency"] => {
                 let mut trips = lock(&shared.trips);
@@ -272,7 +291,11 @@ pub fn first(spec: &str) -> Result<()> {
     let end = Instant::now() + Duration::from_secs(10);
     let mut burst = Burst::new(BURST);
     let late = || -> Result<()> {
-        if Instant::now() > end { bail!("no packet came back within 10 s: {:?}", port.link()) } else { Ok(()) }
+        if Instant::now() > end {
+            bail!("no packet came back within 10 s: {:?}", port.link())
+        } else {
+            Ok(())
+        }
     };
     fill(&mut queue, &mut burst, 1, 64, &headers(64))?;
     while queue.tx(&mut burst) == 0 {

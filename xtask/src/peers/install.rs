@@ -24,23 +24,85 @@ struct Wanted {
 }
 
 const WANTED: &[Wanted] = &[
-    Wanted { what: "DPDK testpmd", probe: &["/usr/bin/dpdk-testpmd"], package: "dpdk-dev", used_by: "test, bench" },
-    Wanted { what: "DPDK libraries", probe: &["/usr/bin/dpdk-devbind.py", "/usr/sbin/dpdk-devbind.py"], package: "dpdk", used_by: "test, bench" },
-    Wanted { what: "DPDK headers", probe: &["/usr/include/dpdk/rte_ethdev.h", "/usr/include/rte_ethdev.h"], package: "libdpdk-dev", used_by: "bench" },
-    Wanted { what: "OVS-DPDK", probe: &["/usr/lib/openvswitch-switch-dpdk/ovs-vswitchd-dpdk"], package: "openvswitch-switch-dpdk", used_by: "test" },
-    Wanted { what: "OVS tools", probe: &["/usr/sbin/ovsdb-server"], package: "openvswitch-switch", used_by: "test" },
-    Wanted { what: "gcc", probe: &["gcc"], package: "gcc", used_by: "bench" },
-    Wanted { what: "pkg-config", probe: &["pkg-config"], package: "pkg-config", used_by: "bench" },
-    Wanted { what: "valgrind", probe: &["valgrind"], package: "valgrind", used_by: "bench" },
-    Wanted { what: "strace", probe: &["strace"], package: "strace", used_by: "bench" },
-    Wanted { what: "ip", probe: &["ip"], package: "iproute2", used_by: "bench" },
-    Wanted { what: "setpriv", probe: &["setpriv"], package: "util-linux", used_by: "test" },
-    Wanted { what: "stdbuf", probe: &["stdbuf"], package: "coreutils", used_by: "test, bench" },
+    Wanted {
+        what: "DPDK testpmd",
+        probe: &["/usr/bin/dpdk-testpmd"],
+        package: "dpdk-dev",
+        used_by: "test, bench",
+    },
+    Wanted {
+        what: "DPDK libraries",
+        probe: &["/usr/bin/dpdk-devbind.py", "/usr/sbin/dpdk-devbind.py"],
+        package: "dpdk",
+        used_by: "test, bench",
+    },
+    Wanted {
+        what: "DPDK headers",
+        probe: &["/usr/include/dpdk/rte_ethdev.h", "/usr/include/rte_ethdev.h"],
+        package: "libdpdk-dev",
+        used_by: "bench",
+    },
+    Wanted {
+        what: "OVS-DPDK",
+        probe: &["/usr/lib/openvswitch-switch-dpdk/ovs-vswitchd-dpdk"],
+        package: "openvswitch-switch-dpdk",
+        used_by: "test",
+    },
+    Wanted {
+        what: "OVS tools",
+        probe: &["/usr/sbin/ovsdb-server"],
+        package: "openvswitch-switch",
+        used_by: "test",
+    },
+    Wanted {
+        what: "gcc",
+        probe: &["gcc"],
+        package: "gcc",
+        used_by: "bench",
+    },
+    Wanted {
+        what: "pkg-config",
+        probe: &["pkg-config"],
+        package: "pkg-config",
+        used_by: "bench",
+    },
+    Wanted {
+        what: "valgrind",
+        probe: &["valgrind"],
+        package: "valgrind",
+        used_by: "bench",
+    },
+    Wanted {
+        what: "strace",
+        probe: &["strace"],
+        package: "strace",
+        used_by: "bench",
+    },
+    Wanted {
+        what: "ip",
+        probe: &["ip"],
+        package: "iproute2",
+        used_by: "bench",
+    },
+    Wanted {
+        what: "setpriv",
+        probe: &["setpriv"],
+        package: "util-linux",
+        used_by: "test",
+    },
+    Wanted {
+        what: "stdbuf",
+        probe: &["stdbuf"],
+        package: "coreutils",
+        used_by: "test, bench",
+    },
 ];
 
 /// Where packages are unpacked for a user who may not install them.
 pub fn unpack_dir(root: &Path) -> PathBuf {
-    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from).join("xtask-peers")
+    std::env::var_os("CARGO_TARGET_DIR")
+        .map_or_else(|| root.join("target"), PathBuf::from)
+        .join("xtask-peers")
 }
 
 fn present(wanted: &Wanted, root: &Path) -> Option<PathBuf> {
@@ -49,35 +111,59 @@ fn present(wanted: &Wanted, root: &Path) -> Option<PathBuf> {
         if !probe.contains('/') {
             return which(probe);
         }
-        [PathBuf::from(probe), unpacked.join(&probe[1..])].into_iter().find(|p| p.exists())
+        [PathBuf::from(probe), unpacked.join(&probe[1..])]
+            .into_iter()
+            .find(|p| p.exists())
     })
 }
 
 /// Installs what is missing (unless `check`), prints the table, and says whether all is there.
 pub fn command(root: &Path, check: bool) -> Result<bool> {
-    let missing: Vec<&str> =
-        WANTED.iter().filter(|w| present(w, root).is_none()).map(|w| w.package).collect();
+    let missing: Vec<&str> = WANTED
+        .iter()
+        .filter(|w| present(w, root).is_none())
+        .map(|w| w.package)
+        .collect();
     let mut trouble = None;
     if !missing.is_empty() && !check {
         let got = if which("apt-get").is_none() {
-            Err(anyhow::anyhow!("no apt-get here: install these by this system's own means: {}", missing.join(" ")))
+            Err(anyhow::anyhow!(
+                "no apt-get here: install these by this system's own means: {}",
+                missing.join(" ")
+            ))
         } else if is_root() {
             install(&missing)
         } else {
-            eprintln!("not root: unpacking {} into {}", missing.join(" "), unpack_dir(root).display());
+            eprintln!(
+                "not root: unpacking {} into {}",
+                missing.join(" "),
+                unpack_dir(root).display()
+            );
             unpack(&missing, &unpack_dir(root))
         };
         trouble = got.err();
     }
-    println!("{:<16} {:<24} {:<52} {:<9} used by", "peer", "version", "where", "state");
+    println!(
+        "{:<16} {:<24} {:<52} {:<9} used by",
+        "peer", "version", "where", "state"
+    );
     let mut all = true;
     for wanted in WANTED {
         let path = present(wanted, root);
         all &= path.is_some();
-        let version = if path.is_some() { version(wanted.package).unwrap_or_else(|| "?".into()) } else { "-".into() };
-        let place = path.as_ref().map_or_else(|| format!("(package {})", wanted.package), |p| p.display().to_string());
+        let version = if path.is_some() {
+            version(wanted.package).unwrap_or_else(|| "?".into())
+        } else {
+            "-".into()
+        };
+        let place = path
+            .as_ref()
+            .map_or_else(|| format!("(package {})", wanted.package), |p| p.display().to_string());
         let state = if path.is_some() { "ready" } else { "missing" };
-        println!("{:<16} {:<24} {:<52} {:<9} {}", wanted.what, version, place, state, wanted.used_by);
+        println!(
+            "{:<16} {:<24} {:<52} {:<9} {}",
+            wanted.what, version, place, state, wanted.used_by
+        );
     }
     if let Some(trouble) = trouble {
         eprintln!("\n{trouble:#}");
@@ -86,7 +172,9 @@ pub fn command(root: &Path, check: bool) -> Result<bool> {
     if let (Some(testpmd), Some(dir)) = (&found.testpmd, &found.unpacked)
         && testpmd.path.starts_with(dir)
     {
-        println!("\nunpacked programs run with LD_LIBRARY_PATH, and without hugepages where they may not mount hugetlbfs");
+        println!(
+            "\nunpacked programs run with LD_LIBRARY_PATH, and without hugepages where they may not mount hugetlbfs"
+        );
     }
     Ok(all)
 }
@@ -101,7 +189,11 @@ fn version(package: &str) -> Option<String> {
 /// apt-get with a temporary directory of its own: an unpacking run was seen to lose its files in a shared one.
 fn apt_get(tmp: &Path, args: &[&str]) -> Result<()> {
     let mut command = Command::new("apt-get");
-    command.args(args).env("TMPDIR", tmp).env("DEBIAN_FRONTEND", "noninteractive").current_dir(tmp);
+    command
+        .args(args)
+        .env("TMPDIR", tmp)
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .current_dir(tmp);
     eprintln!("$ apt-get {}", args.join(" "));
     process::run("apt-get", command, Duration::from_secs(600)).map(drop)
 }
@@ -124,17 +216,24 @@ fn install(packages: &[&str]) -> Result<()> {
 fn unpack(packages: &[&str], into: &Path) -> Result<()> {
     let tmp = tempfile::Builder::new().prefix("xt-apt").tempdir()?;
     let mut simulate = Command::new("apt-get");
-    simulate.args(["install", "--simulate", "--no-install-recommends"]).args(packages);
+    simulate
+        .args(["install", "--simulate", "--no-install-recommends"])
+        .args(packages);
     let plan = process::run("apt-get install --simulate", simulate, Duration::from_secs(60))
         .context("apt-get cannot plan the installation (are there package lists? root can run apt-get update)")?;
-    let names: Vec<&str> =
-        plan.lines().filter_map(|l| l.strip_prefix("Inst ")).filter_map(|l| l.split_whitespace().next()).collect();
+    let names: Vec<&str> = plan
+        .lines()
+        .filter_map(|l| l.strip_prefix("Inst "))
+        .filter_map(|l| l.split_whitespace().next())
+        .collect();
     if names.is_empty() {
         bail!("apt-get plans to install nothing of {}", packages.join(" "));
     }
     let mut args = vec!["download"];
     args.extend(&names);
-    apt_get(tmp.path(), &args).or_else(|_| apt_get(tmp.path(), &args)).context("the packages cannot be downloaded")?;
+    apt_get(tmp.path(), &args)
+        .or_else(|_| apt_get(tmp.path(), &args))
+        .context("the packages cannot be downloaded")?;
     fs::create_dir_all(into)?;
     for entry in fs::read_dir(tmp.path())? {
         let path = entry?.path();

@@ -42,7 +42,10 @@ impl Program {
 
     fn apply(&self, command: &mut Command) {
         if !self.libraries.is_empty() {
-            command.env("LD_LIBRARY_PATH", std::env::join_paths(&self.libraries).unwrap_or_default());
+            command.env(
+                "LD_LIBRARY_PATH",
+                std::env::join_paths(&self.libraries).unwrap_or_default(),
+            );
         }
     }
 }
@@ -79,15 +82,21 @@ impl Found {
                 for name in names {
                     let path = base.join(name.trim_start_matches('/'));
                     if path.is_file() {
-                        let libraries = if base == Path::new("/") { Vec::new() } else { library_dirs(base) };
+                        let libraries = if base == Path::new("/") {
+                            Vec::new()
+                        } else {
+                            library_dirs(base)
+                        };
                         return Some(Program { path, libraries });
                     }
                 }
             }
             None
         };
-        let vswitchd =
-            find(&["/usr/lib/openvswitch-switch-dpdk/ovs-vswitchd-dpdk", "/usr/lib/openvswitch-dpdk/ovs-vswitchd-dpdk"]);
+        let vswitchd = find(&[
+            "/usr/lib/openvswitch-switch-dpdk/ovs-vswitchd-dpdk",
+            "/usr/lib/openvswitch-dpdk/ovs-vswitchd-dpdk",
+        ]);
         let schema = "usr/share/openvswitch/vswitch.ovsschema";
         Found {
             testpmd: find(&["/usr/bin/dpdk-testpmd", "/usr/local/bin/dpdk-testpmd"]),
@@ -128,7 +137,10 @@ fn library_dirs(base: &Path) -> Vec<PathBuf> {
 pub fn which(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     let sbin = ["/usr/sbin", "/sbin", "/usr/local/sbin"].map(PathBuf::from);
-    std::env::split_paths(&path).chain(sbin).map(|dir| dir.join(name)).find(|p| p.is_file())
+    std::env::split_paths(&path)
+        .chain(sbin)
+        .map(|dir| dir.join(name))
+        .find(|p| p.is_file())
 }
 
 /// Effective user id is 0.

@@ -43,8 +43,13 @@ impl Ovs {
         server.arg(run.join("conf.db"));
         server.arg(format!("--remote=punix:{}/db.sock", run.display()));
         server.arg(format!("--unixctl={}/ovsdb.ctl", run.display()));
-        server.arg(format!("--pidfile={}/ovsdb.pid", run.display())).arg("--no-chdir");
-        let no_stdin = Surroundings { no_stdin: true, ..Default::default() };
+        server
+            .arg(format!("--pidfile={}/ovsdb.pid", run.display()))
+            .arg("--no-chdir");
+        let no_stdin = Surroundings {
+            no_stdin: true,
+            ..Default::default()
+        };
         let mut ovsdb = Process::spawn("ovsdb-server", server, &no_stdin)?;
         wait_for_file(&run.join("db.sock"), &mut ovsdb)?;
 
@@ -54,8 +59,13 @@ impl Ovs {
             None => "--no-pci --no-huge --legacy-mem -m 768".to_owned(),
         };
         let vswitchd = program(&found.vswitchd, "ovs-vswitchd-dpdk")?;
-        let plugins = vswitchd.plugins().map_or(String::new(), |dir| format!("-d {} ", dir.display()));
-        let extra = format!("{plugins}{memory} --no-telemetry --file-prefix=xt{}ovs", std::process::id());
+        let plugins = vswitchd
+            .plugins()
+            .map_or(String::new(), |dir| format!("-d {} ", dir.display()));
+        let extra = format!(
+            "{plugins}{memory} --no-telemetry --file-prefix=xt{}ovs",
+            std::process::id()
+        );
         let mut settings = vec![
             "other_config:dpdk-init=true".to_owned(),
             "other_config:dpdk-lcore-mask=0x1".to_owned(),
@@ -78,12 +88,27 @@ impl Ovs {
         switch.arg(format!("unix:{}/db.sock", run.display()));
         switch.arg(format!("--unixctl={}/vswitchd.ctl", run.display()));
         switch.arg(format!("--pidfile={}/vswitchd.pid", run.display()));
-        switch.arg(format!("--log-file={}/vswitchd.log", run.display())).arg("--no-chdir");
-        let mut vswitchd =
-            Process::spawn("ovs-vswitchd", switch, &Surroundings { hugetlbfs, no_stdin: true, ..Default::default() })?;
+        switch
+            .arg(format!("--log-file={}/vswitchd.log", run.display()))
+            .arg("--no-chdir");
+        let mut vswitchd = Process::spawn(
+            "ovs-vswitchd",
+            switch,
+            &Surroundings {
+                hugetlbfs,
+                no_stdin: true,
+                ..Default::default()
+            },
+        )?;
         wait_for_file(&run.join("vswitchd.ctl"), &mut vswitchd)?;
 
-        let ovs = Ovs { found: found.clone(), run: run.to_owned(), ports: Vec::new(), vswitchd, ovsdb };
+        let ovs = Ovs {
+            found: found.clone(),
+            run: run.to_owned(),
+            ports: Vec::new(),
+            vswitchd,
+            ovsdb,
+        };
         ovs.vsctl(&["add-br", "br0", "--", "set", "bridge", "br0", "datapath_type=netdev"])?;
         ovs.ofctl(&["del-flows"], &[])?;
         Ok(ovs)
@@ -122,7 +147,8 @@ impl Ovs {
 
     /// An interface's statistics, as OVS prints them, for messages.
     pub fn statistics(&mut self, port: &str) -> String {
-        self.vsctl(&["get", "Interface", port, "statistics"]).unwrap_or_else(|e| format!("{e:#}"))
+        self.vsctl(&["get", "Interface", port, "statistics"])
+            .unwrap_or_else(|e| format!("{e:#}"))
     }
 
     /// Waits until the switch's log has said `text` so many times.
@@ -137,7 +163,10 @@ impl Ovs {
             if std::time::Instant::now() >= end {
                 let last: Vec<&str> = log.lines().rev().take(10).collect();
                 let last: Vec<&str> = last.into_iter().rev().collect();
-                anyhow::bail!("OVS did not log \"{text}\" {times} times within {limit:?}:\n    {}", last.join("\n    "));
+                anyhow::bail!(
+                    "OVS did not log \"{text}\" {times} times within {limit:?}:\n    {}",
+                    last.join("\n    ")
+                );
             }
             process::sleep(Duration::from_millis(20))?;
         }
@@ -158,11 +187,19 @@ impl Drop for Ovs {
     fn drop(&mut self) {
         if let Some(appctl) = &self.found.appctl {
             for (control, args) in [("vswitchd.ctl", &["exit", "--cleanup"][..]), ("ovsdb.ctl", &["exit"])] {
-                let running =
-                    if control == "ovsdb.ctl" { self.ovsdb.exited() } else { self.vswitchd.exited() };
+                let running = if control == "ovsdb.ctl" {
+                    self.ovsdb.exited()
+                } else {
+                    self.vswitchd.exited()
+                };
                 if matches!(running, Ok(None)) {
                     let mut command = environment(appctl, &self.run);
-                    command.arg("-T").arg("5").arg("-t").arg(self.run.join(control)).args(args);
+                    command
+                        .arg("-T")
+                        .arg("5")
+                        .arg("-t")
+                        .arg(self.run.join(control))
+                        .args(args);
                     let _ = process::run("ovs-appctl", command, Duration::from_secs(6));
                 }
             }
@@ -173,18 +210,26 @@ impl Drop for Ovs {
 }
 
 fn program<'a>(program: &'a Option<Program>, name: &str) -> Result<&'a Program> {
-    program.as_ref().with_context(|| format!("{name} is missing: cargo xtask peers"))
+    program
+        .as_ref()
+        .with_context(|| format!("{name} is missing: cargo xtask peers"))
 }
 
 fn environment(program: &Program, run: &Path) -> Command {
     let mut command = program.command();
-    command.env("OVS_RUNDIR", run).env("OVS_LOGDIR", run).env("OVS_DBDIR", run);
+    command
+        .env("OVS_RUNDIR", run)
+        .env("OVS_LOGDIR", run)
+        .env("OVS_DBDIR", run);
     command
 }
 
 fn vsctl(found: &Found, run: &Path, args: &[&str]) -> Result<String> {
     let mut command = environment(program(&found.vsctl, "ovs-vsctl")?, run);
-    command.arg("--timeout=15").arg(format!("--db=unix:{}/db.sock", run.display())).args(args);
+    command
+        .arg("--timeout=15")
+        .arg(format!("--db=unix:{}/db.sock", run.display()))
+        .args(args);
     process::run("ovs-vsctl", command, LIMIT)
 }
 
@@ -192,10 +237,20 @@ fn wait_for_file(path: &Path, process: &mut Process) -> Result<()> {
     let end = std::time::Instant::now() + LIMIT;
     while !path.exists() {
         if let Some(status) = process.exited()? {
-            anyhow::bail!("{} ended: {}{}", process.name(), process::describe(status), process.tail());
+            anyhow::bail!(
+                "{} ended: {}{}",
+                process.name(),
+                process::describe(status),
+                process.tail()
+            );
         }
         if std::time::Instant::now() >= end {
-            anyhow::bail!("{} made no {} within {LIMIT:?}{}", process.name(), path.display(), process.tail());
+            anyhow::bail!(
+                "{} made no {} within {LIMIT:?}{}",
+                process.name(),
+                path.display(),
+                process.tail()
+            );
         }
         process::sleep(Duration::from_millis(5))?;
     }

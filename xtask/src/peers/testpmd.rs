@@ -53,13 +53,22 @@ impl Config {
     /// The command line.
     pub fn command(&self, program: &Program) -> std::process::Command {
         let mut command = program.line_buffered();
-        command.env("XDG_RUNTIME_DIR", &self.runtime_dir).env("RUNTIME_DIRECTORY", &self.runtime_dir);
-        command.arg("--lcores").arg(format!("0@{},1@{}", self.cpus.0, self.cpus.1));
-        command.arg("--no-pci").arg("--no-telemetry").arg(format!("--file-prefix={}", self.prefix()));
+        command
+            .env("XDG_RUNTIME_DIR", &self.runtime_dir)
+            .env("RUNTIME_DIRECTORY", &self.runtime_dir);
+        command
+            .arg("--lcores")
+            .arg(format!("0@{},1@{}", self.cpus.0, self.cpus.1));
+        command
+            .arg("--no-pci")
+            .arg("--no-telemetry")
+            .arg(format!("--file-prefix={}", self.prefix()));
         match &self.huge_dir {
             Some(dir) => {
                 // One file for each list of segments: more than 8 regions, and the memory table fails.
-                command.arg(format!("--huge-dir={}", dir.display())).arg("--single-file-segments");
+                command
+                    .arg(format!("--huge-dir={}", dir.display()))
+                    .arg("--single-file-segments");
             }
             None => {
                 let mib = 96 + u64::from(self.mbufs) * if self.jumbo { 10 } else { 3 } / 1024;
@@ -72,7 +81,10 @@ impl Config {
         for vdev in &self.vdevs {
             command.arg(format!("--vdev={vdev}"));
         }
-        command.arg("--").arg("-i").arg(format!("--total-num-mbufs={}", self.mbufs));
+        command
+            .arg("--")
+            .arg("-i")
+            .arg(format!("--total-num-mbufs={}", self.mbufs));
         command.arg("--no-lsc-interrupt").arg("--disable-link-check");
         if self.jumbo {
             command.arg("--mbuf-size=9728").arg("--max-pkt-len=9018");
@@ -93,7 +105,10 @@ pub fn vhost(index: usize, path: &Path, more: &str) -> String {
 
 /// `--vdev` of a front-end that connects to `path`.
 pub fn virtio_user(index: usize, path: &Path, queue_size: u16, more: &str) -> String {
-    format!("net_virtio_user{index},path={},queues=1,queue_size={queue_size}{more}", path.display())
+    format!(
+        "net_virtio_user{index},path={},queues=1,queue_size={queue_size}{more}",
+        path.display()
+    )
 }
 
 /// Counters of a port.
@@ -119,14 +134,24 @@ pub struct Testpmd {
 impl Testpmd {
     /// Starts it and waits until it takes commands.
     pub fn start(program: &Program, config: &Config) -> Result<Self> {
-        let surroundings = Surroundings { hugetlbfs: config.huge_dir.clone(), ..Default::default() };
+        let surroundings = Surroundings {
+            hugetlbfs: config.huge_dir.clone(),
+            ..Default::default()
+        };
         let command = config.command(program);
         let line = super::shown(&command);
         let process = Process::spawn(&format!("testpmd {}", config.name), command, &surroundings)?;
         let runtime = config.runtime_dir.join("dpdk").join(config.prefix());
-        let mut testpmd = Testpmd { process, runtime, forwarding: false };
+        let mut testpmd = Testpmd {
+            process,
+            runtime,
+            forwarding: false,
+        };
         testpmd.process.wait_for("testpmd> ", 0, START).with_context(|| {
-            format!("started as: {line} (with {} free hugepages)", crate::scratch::free_pages())
+            format!(
+                "started as: {line} (with {} free hugepages)",
+                crate::scratch::free_pages()
+            )
         })?;
         Ok(testpmd)
     }
@@ -240,11 +265,20 @@ mod tests {
     fn without_hugepages_it_says_so() {
         let mut config = Config::new("be", Path::new("/tmp/r"));
         config.vdevs.push(vhost(0, Path::new("/tmp/s"), ""));
-        let program = Program { path: "/usr/bin/dpdk-testpmd".into(), libraries: Vec::new() };
+        let program = Program {
+            path: "/usr/bin/dpdk-testpmd".into(),
+            libraries: Vec::new(),
+        };
         let line = super::super::shown(&config.command(&program));
-        assert!(line.contains("--no-huge -m 144") && line.contains("net_vhost0,iface=/tmp/s,queues=1"), "{line}");
+        assert!(
+            line.contains("--no-huge -m 144") && line.contains("net_vhost0,iface=/tmp/s,queues=1"),
+            "{line}"
+        );
         config.huge_dir = Some("/tmp/h".into());
         let line = super::super::shown(&config.command(&program));
-        assert!(line.contains("--huge-dir=/tmp/h --single-file-segments") && !line.contains("--no-huge"), "{line}");
+        assert!(
+            line.contains("--huge-dir=/tmp/h --single-file-segments") && !line.contains("--no-huge"),
+            "{line}"
+        );
     }
 }

@@ -23,15 +23,47 @@ type Refused = (&'static str, &'static [&'static str], &'static [&'static str]);
 
 /// `DIR` stands for the case's directory.
 const REFUSED: &[Refused] = &[
-    ("no-such-socket", &["generate", "--port", "virtio-user,path=DIR/none.sock"], &["none.sock"]),
-    ("queue-size-0", &["generate", "--port", "virtio-user,path=DIR/s,queue_size=0"], &["queue_size", "power of two"]),
-    ("queue-size-3", &["generate", "--port", "virtio-user,path=DIR/s,queue_size=3"], &["queue_size", "power of two"]),
-    ("queue-size-65536", &["generate", "--port", "virtio-user,path=DIR/s,queue_size=65536"], &["queue_size", "32768"]),
-    ("unknown-key", &["generate", "--port", "virtio-user,path=DIR/s,queue_siez=256"], &["queue_siez", "did you mean queue_size"]),
-    ("missing-value", &["generate", "--port", "virtio-user,path=DIR/s,queues"], &["queues"]),
-    ("unknown-kind", &["generate", "--port", "virtio-usr,path=DIR/s"], &["did you mean virtio-user"]),
+    (
+        "no-such-socket",
+        &["generate", "--port", "virtio-user,path=DIR/none.sock"],
+        &["none.sock"],
+    ),
+    (
+        "queue-size-0",
+        &["generate", "--port", "virtio-user,path=DIR/s,queue_size=0"],
+        &["queue_size", "power of two"],
+    ),
+    (
+        "queue-size-3",
+        &["generate", "--port", "virtio-user,path=DIR/s,queue_size=3"],
+        &["queue_size", "power of two"],
+    ),
+    (
+        "queue-size-65536",
+        &["generate", "--port", "virtio-user,path=DIR/s,queue_size=65536"],
+        &["queue_size", "32768"],
+    ),
+    (
+        "unknown-key",
+        &["generate", "--port", "virtio-user,path=DIR/s,queue_siez=256"],
+        &["queue_siez", "did you mean queue_size"],
+    ),
+    (
+        "missing-value",
+        &["generate", "--port", "virtio-user,path=DIR/s,queues"],
+        &["queues"],
+    ),
+    (
+        "unknown-kind",
+        &["generate", "--port", "virtio-usr,path=DIR/s"],
+        &["did you mean virtio-user"],
+    ),
     ("no-path", &["generate", "--port", "virtio-user,queues=1"], &["path="]),
-    ("no-such-capture", &["replay", "--port", "virtio-user,path=DIR/s", "--pcap", "DIR/none.pcap"], &["none.pcap"]),
+    (
+        "no-such-capture",
+        &["replay", "--port", "virtio-user,path=DIR/s", "--pcap", "DIR/none.pcap"],
+        &["none.pcap"],
+    ),
 ];
 
 pub fn cases() -> Vec<Case> {
@@ -80,7 +112,11 @@ impl Traces {
         };
         let mut files = names(&ctx.dir);
         files.sort();
-        Ok(Traces { files, free_pages: crate::scratch::free_pages(), shm: names(Path::new("/dev/shm")).len() })
+        Ok(Traces {
+            files,
+            free_pages: crate::scratch::free_pages(),
+            shm: names(Path::new("/dev/shm")).len(),
+        })
     }
 }
 
@@ -137,7 +173,15 @@ fn front_spec(socket: &Path, more: &str) -> Result<String> {
 fn against(ctx: &Ctx, behaviour: Behaviour, more: &str, words: &[&str]) -> Result<String> {
     let socket = ctx.dir.join("s");
     let backend = FakeBackend::listen(&socket, behaviour)?;
-    let args = ["generate", "--port", &front_spec(&socket, more)?, "--wait", "4", "--count", "1"];
+    let args = [
+        "generate",
+        "--port",
+        &front_spec(&socket, more)?,
+        "--wait",
+        "4",
+        "--count",
+        "1",
+    ];
     let message = failure(Usernic::spawn(ctx, &args)?, words)?;
     backend.finish()?;
     std::fs::remove_file(&socket)?;
@@ -150,7 +194,15 @@ fn back_end_closes(ctx: &Ctx) -> Result<Outcome> {
         // How many messages a whole negotiation has: until the first ring is enabled.
         let socket = ctx.dir.join("s");
         let backend = FakeBackend::listen(&socket, Behaviour::default())?;
-        let args = ["generate", "--port", &front_spec(&socket, "")?, "--wait", "3", "--count", "1"];
+        let args = [
+            "generate",
+            "--port",
+            &front_spec(&socket, "")?,
+            "--wait",
+            "3",
+            "--count",
+            "1",
+        ];
         let mut process = Usernic::spawn(ctx, &args)?;
         let steps = backend.steps_until_enabled(SOON)?;
         process.kill();
@@ -160,7 +212,10 @@ fn back_end_closes(ctx: &Ctx) -> Result<Outcome> {
     };
     ensure!(steps >= 8, "only {steps} messages until the rings are enabled");
     for step in 0..steps {
-        let behaviour = Behaviour { close_after: Some(step), ..Default::default() };
+        let behaviour = Behaviour {
+            close_after: Some(step),
+            ..Default::default()
+        };
         against(ctx, behaviour, ",reconnect=0", &["s"]).with_context(|| format!("closed after {step} messages"))?;
     }
     let after = Traces::of(ctx)?;
@@ -169,17 +224,31 @@ fn back_end_closes(ctx: &Ctx) -> Result<Outcome> {
 }
 
 fn no_version_1(ctx: &Ctx) -> Result<Outcome> {
-    let behaviour = Behaviour { features: backend::FEATURES & !(1 << 32), ..Default::default() };
+    let behaviour = Behaviour {
+        features: backend::FEATURES & !(1 << 32),
+        ..Default::default()
+    };
     Ok(Outcome::Passed(against(ctx, behaviour, "", &["VERSION_1"])?))
 }
 
 fn too_many_queues(ctx: &Ctx) -> Result<Outcome> {
-    let behaviour = Behaviour { queues: 1, ..Default::default() };
-    Ok(Outcome::Passed(against(ctx, behaviour, ",queues=4", &["queue", "4", "1"])?))
+    let behaviour = Behaviour {
+        queues: 1,
+        ..Default::default()
+    };
+    Ok(Outcome::Passed(against(
+        ctx,
+        behaviour,
+        ",queues=4",
+        &["queue", "4", "1"],
+    )?))
 }
 
 fn silent_back_end(ctx: &Ctx) -> Result<Outcome> {
-    let behaviour = Behaviour { silent: true, ..Default::default() };
+    let behaviour = Behaviour {
+        silent: true,
+        ..Default::default()
+    };
     Ok(Outcome::Passed(against(ctx, behaviour, "", &["s"])?))
 }
 
@@ -191,10 +260,18 @@ fn with_hugetlbfs(ctx: &Ctx, size: u64, first: &str, spec: &str, words: &[&str])
     let socket = ctx.dir.join("s");
     let before = Traces::of(ctx)?;
     let backend = FakeBackend::listen(&socket, Behaviour::default())?;
-    let port = format!("{},memory=hugetlbfs,huge_dir={}{spec}", front_spec(&socket, "")?, path(&mount)?);
+    let port = format!(
+        "{},memory=hugetlbfs,huge_dir={}{spec}",
+        front_spec(&socket, "")?,
+        path(&mount)?
+    );
     let mut command = std::process::Command::new("sh");
     let script = format!("{first} exec \"$0\" generate --port \"$1\" --wait 3 --count 1");
-    command.args(["-ec", &script]).arg(&ctx.usernic).arg(&port).current_dir(&mount);
+    command
+        .args(["-ec", &script])
+        .arg(&ctx.usernic)
+        .arg(&port)
+        .current_dir(&mount);
     let surroundings = Surroundings {
         hugetlbfs: Some(mount.clone()),
         hugetlbfs_size: Some(size),
@@ -223,7 +300,15 @@ fn replay_file(ctx: &Ctx, bytes: &[u8], words: &[&str]) -> Result<Outcome> {
     std::fs::write(&file, bytes)?;
     let socket = ctx.dir.join("s");
     let backend = FakeBackend::listen(&socket, Behaviour::default())?;
-    let args = ["replay", "--port", &front_spec(&socket, "")?, "--wait", "3", "--pcap", path(&file)?];
+    let args = [
+        "replay",
+        "--port",
+        &front_spec(&socket, "")?,
+        "--wait",
+        "3",
+        "--pcap",
+        path(&file)?,
+    ];
     let message = failure(Usernic::spawn(ctx, &args)?, words)?;
     backend.finish()?;
     Ok(Outcome::Passed(message))
@@ -257,7 +342,13 @@ fn traffic(ctx: &Ctx) -> Result<(Process, Process, Process)> {
     wait_for(&mut switch, &b)?;
     let capture = Usernic::spawn(
         ctx,
-        &["capture", "--port", &format!("virtio-user,path={}", path(&b)?), "--pcap", "/dev/null"],
+        &[
+            "capture",
+            "--port",
+            &format!("virtio-user,path={}", path(&b)?),
+            "--pcap",
+            "/dev/null",
+        ],
     )?;
     let generate = generator(ctx, &a)?;
     sleep(Duration::from_millis(500))?;
@@ -265,13 +356,27 @@ fn traffic(ctx: &Ctx) -> Result<(Process, Process, Process)> {
 }
 
 fn generator(ctx: &Ctx, socket: &Path) -> Result<Process> {
-    Usernic::spawn(ctx, &["generate", "--port", &format!("virtio-user,path={}", path(socket)?), "--rate", "10K"])
+    Usernic::spawn(
+        ctx,
+        &[
+            "generate",
+            "--port",
+            &format!("virtio-user,path={}", path(socket)?),
+            "--rate",
+            "10K",
+        ],
+    )
 }
 
 fn wait_for(process: &mut Process, socket: &Path) -> Result<()> {
     let end = std::time::Instant::now() + SOON;
     while !socket.exists() {
-        ensure!(process.exited()?.is_none() && std::time::Instant::now() < end, "no {}{}", socket.display(), process.tail());
+        ensure!(
+            process.exited()?.is_none() && std::time::Instant::now() < end,
+            "no {}{}",
+            socket.display(),
+            process.tail()
+        );
         sleep(Duration::from_millis(5))?;
     }
     Ok(())
@@ -284,7 +389,11 @@ fn interrupted_in_traffic(ctx: &Ctx) -> Result<Outcome> {
     for process in [&mut generate, &mut capture, &mut switch] {
         process.signal(Signal::INT)?;
         process.wait_success(SOON)?;
-        ensure!(!process.output().trim().is_empty(), "{} ended without totals", process.name());
+        ensure!(
+            !process.output().trim().is_empty(),
+            "{} ended without totals",
+            process.name()
+        );
     }
     let after = Traces::of(ctx)?;
     ensure!(before == after, "left behind: {after:?} instead of {before:?}");
@@ -300,8 +409,16 @@ fn kill_front_end(ctx: &Ctx) -> Result<Outcome> {
         generate.wait(SOON)?;
         generate = generator(ctx, &ctx.dir.join("a"))?;
         sleep(Duration::from_millis(300))?;
-        ensure!(switch.exited()?.is_none(), "the switch died with its front-end{}", switch.tail());
-        ensure!(generate.exited()?.is_none(), "the next front-end is not served{}", generate.tail());
+        ensure!(
+            switch.exited()?.is_none(),
+            "the switch died with its front-end{}",
+            switch.tail()
+        );
+        ensure!(
+            generate.exited()?.is_none(),
+            "the next front-end is not served{}",
+            generate.tail()
+        );
     }
     for process in [&mut generate, &mut capture, &mut switch] {
         process.signal(Signal::INT)?;
@@ -321,11 +438,23 @@ fn kill_back_end(ctx: &Ctx) -> Result<Outcome> {
     for process in [&mut generate, &mut capture] {
         // It may have ended by itself, with an error that says that the other side is gone.
         if let Some(status) = process.exited()? {
-            ensure!(status.code().is_some_and(|c| c != 101), "{}: {}{}", process.name(), describe(status), process.tail());
+            ensure!(
+                status.code().is_some_and(|c| c != 101),
+                "{}: {}{}",
+                process.name(),
+                describe(status),
+                process.tail()
+            );
         } else {
             process.signal(Signal::INT)?;
             let status = process.wait(SOON)?;
-            ensure!(status.code().is_some_and(|c| c != 101), "{}: {}{}", process.name(), describe(status), process.tail());
+            ensure!(
+                status.code().is_some_and(|c| c != 101),
+                "{}: {}{}",
+                process.name(),
+                describe(status),
+                process.tail()
+            );
         }
     }
     ensure!(crate::scratch::free_pages() == pages, "hugepages were left behind");
@@ -334,9 +463,16 @@ fn kill_back_end(ctx: &Ctx) -> Result<Outcome> {
     let listen = format!("{},{}", path(&a)?, path(&b)?);
     let mut next = Usernic::spawn(ctx, &["switch", "--listen", &listen, "--connect", "0:1"])?;
     sleep(Duration::from_millis(500))?;
-    ensure!(next.exited()?.is_none(), "the next switch does not start over the dead one's sockets{}", next.tail());
+    ensure!(
+        next.exited()?.is_none(),
+        "the next switch does not start over the dead one's sockets{}",
+        next.tail()
+    );
     next.signal(Signal::INT)?;
     next.wait_success(SOON)?;
-    ensure!(!a.exists() && std::fs::metadata(&ctx.dir)?.permissions().mode() != 0, "a socket was left behind");
+    ensure!(
+        !a.exists() && std::fs::metadata(&ctx.dir)?.permissions().mode() != 0,
+        "a socket was left behind"
+    );
     passed()
 }

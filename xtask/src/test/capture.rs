@@ -24,25 +24,47 @@ const SIZES: [u16; 5] = [16, 64, 256, 1024, 4096];
 pub fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for size in SIZES {
-        cases.push(Case::new(format!("ours/switch-q{size}"), &[Need::Usernic], move |ctx| through_our_switch(ctx, size)));
+        cases.push(Case::new(
+            format!("ours/switch-q{size}"),
+            &[Need::Usernic],
+            move |ctx| through_our_switch(ctx, size),
+        ));
     }
     for size in SIZES {
         let needs = [Need::Usernic, Need::Testpmd];
-        cases.push(Case::new(format!("dpdk-vhost/q{size}"), &needs, move |ctx| dpdk_vhost(ctx, size, "")));
-        cases.push(Case::new(format!("dpdk-virtio-user/q{size}"), &needs, move |ctx| dpdk_virtio_user(ctx, size, "")));
+        cases.push(Case::new(format!("dpdk-vhost/q{size}"), &needs, move |ctx| {
+            dpdk_vhost(ctx, size, "")
+        }));
+        cases.push(Case::new(format!("dpdk-virtio-user/q{size}"), &needs, move |ctx| {
+            dpdk_virtio_user(ctx, size, "")
+        }));
     }
     for (name, key) in [("no-mergeable", ",mrg_rxbuf=0"), ("no-in-order", ",in_order=0")] {
         let needs = [Need::Usernic, Need::Testpmd];
-        cases.push(Case::new(format!("dpdk-vhost/{name}"), &needs, move |ctx| dpdk_vhost(ctx, 256, key)));
-        cases.push(Case::new(format!("dpdk-virtio-user/{name}"), &needs, move |ctx| dpdk_virtio_user(ctx, 256, key)));
+        cases.push(Case::new(format!("dpdk-vhost/{name}"), &needs, move |ctx| {
+            dpdk_vhost(ctx, 256, key)
+        }));
+        cases.push(Case::new(format!("dpdk-virtio-user/{name}"), &needs, move |ctx| {
+            dpdk_virtio_user(ctx, 256, key)
+        }));
     }
     let needs = [Need::Usernic, Need::Testpmd];
-    cases.push(Case::new("dpdk-virtio-user/through-our-switch", &needs, dpdk_behind_our_switch));
+    cases.push(Case::new(
+        "dpdk-virtio-user/through-our-switch",
+        &needs,
+        dpdk_behind_our_switch,
+    ));
     for kind in [PortKind::VhostUser, PortKind::VhostUserClient] {
-        let name = if kind == PortKind::VhostUser { "dpdkvhostuser" } else { "dpdkvhostuserclient" };
+        let name = if kind == PortKind::VhostUser {
+            "dpdkvhostuser"
+        } else {
+            "dpdkvhostuserclient"
+        };
         for size in [16, 256, 4096] {
             let needs = [Need::Usernic, Need::Ovs, Need::Root];
-            cases.push(Case::new(format!("ovs/{name}-q{size}"), &needs, move |ctx| through_ovs(ctx, kind, size)));
+            cases.push(Case::new(format!("ovs/{name}-q{size}"), &needs, move |ctx| {
+                through_ovs(ctx, kind, size)
+            }));
         }
     }
     cases
@@ -51,7 +73,9 @@ pub fn cases() -> Vec<Case> {
 /// Frames of every kind of length from 60 to `most` bytes. A small ring holds few of them: fewer, then, and slower.
 fn frames(size: u16, most: usize) -> (Vec<Vec<u8>>, u32) {
     let mut random = pcap::Random(u64::from(size));
-    let edges = [60, 61, 63, 64, 65, 127, 128, 129, 1514, 1518, 2036, 2048, 2049, 4095, 4096, 4097, 8999, 9000];
+    let edges = [
+        60, 61, 63, 64, 65, 127, 128, 129, 1514, 1518, 2036, 2048, 2049, 4095, 4096, 4097, 8999, 9000,
+    ];
     let (count, rate) = if size < 256 { (300, 250) } else { (2000, 2000) };
     let some = (0..count).map(|i| match i % 3 {
         0 => 60 + random.draw() as usize % (most - 59),
@@ -74,9 +98,19 @@ fn wait_for_socket(socket: &std::path::Path, process: &mut Process) -> Result<()
     let end = std::time::Instant::now() + UP;
     while !socket.exists() {
         if let Some(status) = process.exited()? {
-            anyhow::bail!("{}: {}{}", process.name(), crate::process::describe(status), process.tail());
+            anyhow::bail!(
+                "{}: {}{}",
+                process.name(),
+                crate::process::describe(status),
+                process.tail()
+            );
         }
-        anyhow::ensure!(std::time::Instant::now() < end, "no {} within {UP:?}{}", socket.display(), process.tail());
+        anyhow::ensure!(
+            std::time::Instant::now() < end,
+            "no {} within {UP:?}{}",
+            socket.display(),
+            process.tail()
+        );
         sleep(Duration::from_millis(5))?;
     }
     Ok(())
@@ -91,7 +125,11 @@ fn through_our_switch(ctx: &Ctx, size: u16) -> Result<Outcome> {
     wait_for_socket(&b, &mut switch)?;
     let (frames, rate) = frames(size, 9000);
     let spec = |socket| format!("virtio-user,path={socket},queue_size={size},mtu=9000");
-    let link = Link { capture: &spec(b.display()), replay: &spec(a.display()), rate };
+    let link = Link {
+        capture: &spec(b.display()),
+        replay: &spec(a.display()),
+        rate,
+    };
     link.transfer(ctx, "t", &frames, || Ok(()))?;
     switch.signal(rustix::process::Signal::INT)?;
     switch.wait_success(UP)?;
@@ -110,18 +148,34 @@ fn dpdk_vhost(ctx: &Ctx, size: u16, key: &str) -> Result<Outcome> {
     testpmd.forward("io")?;
     let (frames, rate) = frames(size, most(key));
     let spec = |socket| format!("virtio-user,path={socket},queue_size={size},mtu=9000{key}");
-    let link = Link { capture: &spec(b.display()), replay: &spec(a.display()), rate };
+    let link = Link {
+        capture: &spec(b.display()),
+        replay: &spec(a.display()),
+        rate,
+    };
     let mark = testpmd.process().mark();
     link.transfer(ctx, "t", &frames, || {
-        testpmd.process().wait_for("virtio is now ready for processing", mark, UP)?;
+        testpmd
+            .process()
+            .wait_for("virtio is now ready for processing", mark, UP)?;
         sleep(Duration::from_millis(100))
     })
-    .with_context(|| testpmd.stats(0).map_or(String::new(), |s| format!("testpmd received {}", s.rx)))?;
+    .with_context(|| {
+        testpmd
+            .stats(0)
+            .map_or(String::new(), |s| format!("testpmd received {}", s.rx))
+    })?;
     // And the other way, on new connections of the same testpmd.
     let mark = testpmd.process().mark();
-    let link = Link { capture: &spec(a.display()), replay: &spec(b.display()), rate };
+    let link = Link {
+        capture: &spec(a.display()),
+        replay: &spec(b.display()),
+        rate,
+    };
     link.transfer(ctx, "u", &frames, || {
-        testpmd.process().wait_for("virtio is now ready for processing", mark, UP)?;
+        testpmd
+            .process()
+            .wait_for("virtio is now ready for processing", mark, UP)?;
         sleep(Duration::from_millis(100))
     })?;
     passed()
@@ -132,7 +186,11 @@ fn dpdk_virtio_user(ctx: &Ctx, size: u16, key: &str) -> Result<Outcome> {
     let (a, b) = (ctx.dir.join("a"), ctx.dir.join("b"));
     let (frames, rate) = frames(size, most(key));
     let spec = |socket| format!("vhost,path={socket},mtu=9000");
-    let link = Link { capture: &spec(b.display()), replay: &spec(a.display()), rate };
+    let link = Link {
+        capture: &spec(b.display()),
+        replay: &spec(a.display()),
+        rate,
+    };
     let mut capturing = link.start(ctx, "t", &frames)?;
     wait_for_socket(&b, capturing.process())?;
     let mut replay = link.replay(ctx, &capturing)?;
@@ -141,12 +199,17 @@ fn dpdk_virtio_user(ctx: &Ctx, size: u16, key: &str) -> Result<Outcome> {
     config.huge_dir = ctx.hugetlbfs("fe")?;
     config.cpus = (1, 1);
     config.jumbo = !key.contains("mrg_rxbuf=0");
-    config.vdevs = vec![testpmd::virtio_user(0, &a, size, key), testpmd::virtio_user(1, &b, size, key)];
+    config.vdevs = vec![
+        testpmd::virtio_user(0, &a, size, key),
+        testpmd::virtio_user(1, &b, size, key),
+    ];
     let mut testpmd = Testpmd::start(program(&ctx.found.testpmd)?, &config)?;
     testpmd.forward("io")?;
     replay.wait_success(Duration::from_secs(60))?;
     capturing.finish(ctx).with_context(|| {
-        testpmd.stats(0).map_or(String::new(), |s| format!("testpmd's first port received {}", s.rx))
+        testpmd
+            .stats(0)
+            .map_or(String::new(), |s| format!("testpmd's first port received {}", s.rx))
     })?;
     passed()
 }
@@ -155,8 +218,10 @@ fn dpdk_virtio_user(ctx: &Ctx, size: u16, key: &str) -> Result<Outcome> {
 fn dpdk_behind_our_switch(ctx: &Ctx) -> Result<Outcome> {
     let sockets: Vec<_> = ["a", "b", "c", "d"].iter().map(|n| ctx.dir.join(n)).collect();
     let listen = sockets.iter().map(|s| path(s)).collect::<Result<Vec<_>>>()?.join(",");
-    let mut switch =
-        Usernic::spawn(ctx, &["switch", "--listen", &listen, "--connect", "0:1", "--connect", "2:3"])?;
+    let mut switch = Usernic::spawn(
+        ctx,
+        &["switch", "--listen", &listen, "--connect", "0:1", "--connect", "2:3"],
+    )?;
     for socket in &sockets {
         wait_for_socket(socket, &mut switch)?;
     }
@@ -164,13 +229,19 @@ fn dpdk_behind_our_switch(ctx: &Ctx) -> Result<Outcome> {
     config.huge_dir = ctx.hugetlbfs("fe")?;
     config.cpus = (1, 1);
     config.jumbo = true;
-    config.vdevs =
-        vec![testpmd::virtio_user(0, &sockets[1], 1024, ""), testpmd::virtio_user(1, &sockets[2], 1024, "")];
+    config.vdevs = vec![
+        testpmd::virtio_user(0, &sockets[1], 1024, ""),
+        testpmd::virtio_user(1, &sockets[2], 1024, ""),
+    ];
     let mut testpmd = Testpmd::start(program(&ctx.found.testpmd)?, &config)?;
     testpmd.forward("io")?;
     let (frames, rate) = frames(1024, 9000);
     let spec = |socket: &std::path::Path| format!("virtio-user,path={},queue_size=1024,mtu=9000", socket.display());
-    let link = Link { capture: &spec(&sockets[3]), replay: &spec(&sockets[0]), rate };
+    let link = Link {
+        capture: &spec(&sockets[3]),
+        replay: &spec(&sockets[0]),
+        rate,
+    };
     link.transfer(ctx, "t", &frames, || Ok(()))?;
     passed()
 }
@@ -186,9 +257,17 @@ fn through_ovs(ctx: &Ctx, kind: PortKind, size: u16) -> Result<Outcome> {
     ovs.connect(1, 2)?;
     ovs.connect(2, 1)?;
     let (frames, rate) = frames(size, 9000);
-    let server = if kind == PortKind::VhostUserClient { ",server=1" } else { "" };
+    let server = if kind == PortKind::VhostUserClient {
+        ",server=1"
+    } else {
+        ""
+    };
     let spec = |socket| format!("virtio-user,path={socket},queue_size={size},mtu=9000{server}");
-    let link = Link { capture: &spec(b.display()), replay: &spec(a.display()), rate };
+    let link = Link {
+        capture: &spec(b.display()),
+        replay: &spec(a.display()),
+        rate,
+    };
     link.transfer(ctx, "t", &frames, || ovs.wait_log("has been added", 1, UP))
         .with_context(|| format!("p1: {}p2: {}", ovs.statistics("p1").trim(), ovs.statistics("p2").trim()))?;
     passed()

@@ -26,10 +26,19 @@ impl Usernic {
 
     /// Starts it on CPU 0: the peers poll on CPU 1.
     pub fn spawn(ctx: &Ctx, args: &[&str]) -> Result<Process> {
-        let surroundings = Surroundings { cpus: vec![0], no_stdin: true, ..Default::default() };
+        let surroundings = Surroundings {
+            cpus: vec![0],
+            no_stdin: true,
+            ..Default::default()
+        };
         let command = Self::command(ctx, args);
         let line = crate::peers::shown(&command);
-        Process::spawn(&format!("usernic {}", args.iter().find(|a| !a.starts_with('-')).unwrap_or(&"")), command, &surroundings).context(line)
+        Process::spawn(
+            &format!("usernic {}", args.iter().find(|a| !a.starts_with('-')).unwrap_or(&"")),
+            command,
+            &surroundings,
+        )
+        .context(line)
     }
 }
 
@@ -55,9 +64,24 @@ impl Link<'_> {
     pub fn start(&self, ctx: &Ctx, tag: &str, frames: &[Vec<u8>]) -> Result<Capturing> {
         let out = ctx.dir.join(format!("{tag}-out.pcap"));
         let count = frames.len().to_string();
-        let args = ["-v", "capture", "--wait", "30", "--port", self.capture, "--pcap", path(&out)?, "--count", &count];
+        let args = [
+            "-v",
+            "capture",
+            "--wait",
+            "30",
+            "--port",
+            self.capture,
+            "--pcap",
+            path(&out)?,
+            "--count",
+            &count,
+        ];
         let process = Usernic::spawn(ctx, &args)?;
-        Ok(Capturing { process, sent: frames.to_vec(), tag: tag.to_owned() })
+        Ok(Capturing {
+            process,
+            sent: frames.to_vec(),
+            tag: tag.to_owned(),
+        })
     }
 
     /// Starts the replaying side.
@@ -67,7 +91,19 @@ impl Link<'_> {
         let rate = self.rate.to_string();
         // Few at a time, so that a small ring behind a busy peer is not overrun after a pause.
         let burst = (self.rate / 250).clamp(2, 32).to_string();
-        let args = ["replay", "--wait", "30", "--port", self.replay, "--pcap", path(&input)?, "--rate", &rate, "--burst", &burst];
+        let args = [
+            "replay",
+            "--wait",
+            "30",
+            "--port",
+            self.replay,
+            "--pcap",
+            path(&input)?,
+            "--rate",
+            &rate,
+            "--burst",
+            &burst,
+        ];
         Usernic::spawn(ctx, &args)
     }
 
@@ -107,5 +143,6 @@ impl Capturing {
 
 /// A path as an argument.
 pub fn path(path: &Path) -> Result<&str> {
-    path.to_str().with_context(|| format!("{} is not UTF-8", path.display()))
+    path.to_str()
+        .with_context(|| format!("{} is not UTF-8", path.display()))
 }

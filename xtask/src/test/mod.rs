@@ -73,12 +73,12 @@ pub struct Case {
 
 impl Case {
     /// A case.
-    pub fn new(
-        name: impl Into<String>,
-        needs: &[Need],
-        run: impl Fn(&Ctx) -> Result<Outcome> + 'static,
-    ) -> Self {
-        Case { name: name.into(), needs: needs.to_vec(), run: Box::new(run) }
+    pub fn new(name: impl Into<String>, needs: &[Need], run: impl Fn(&Ctx) -> Result<Outcome> + 'static) -> Self {
+        Case {
+            name: name.into(),
+            needs: needs.to_vec(),
+            run: Box::new(run),
+        }
     }
 }
 
@@ -108,7 +108,11 @@ impl Ctx {
 
     /// A directory for a peer to mount a hugetlbfs of its own on; none where there are no hugepages or no root.
     pub fn hugetlbfs(&self, peer: &str) -> Result<Option<PathBuf>> {
-        if is_root() && self.scratch.pages() > 0 { self.subdir(&format!("huge-{peer}")).map(Some) } else { Ok(None) }
+        if is_root() && self.scratch.pages() > 0 {
+            self.subdir(&format!("huge-{peer}")).map(Some)
+        } else {
+            Ok(None)
+        }
     }
 
     /// A cargo command on this repository.
@@ -162,7 +166,11 @@ impl Tally {
         match result {
             Ok(Outcome::Passed(remark)) => {
                 self.passed += 1;
-                let remark = if remark.is_empty() { String::new() } else { format!(": {remark}") };
+                let remark = if remark.is_empty() {
+                    String::new()
+                } else {
+                    format!(": {remark}")
+                };
                 println!("PASSED {name} ({:.1} s){remark}", time.as_secs_f64());
             }
             Ok(Outcome::Skipped(reason)) => {
@@ -191,9 +199,15 @@ pub fn command(root: &Path, options: &Options) -> Result<bool> {
         return Ok(true);
     }
     if cases.is_empty() {
-        bail!("no case has a name with {} in it: see cargo xtask test --list", options.filter.join(" or "));
+        bail!(
+            "no case has a name with {} in it: see cargo xtask test --list",
+            options.filter.join(" or ")
+        );
     }
-    let huge = is_root() && cases.iter().any(|c| c.needs.iter().any(|n| matches!(n, Need::Testpmd | Need::Ovs)));
+    let huge = is_root()
+        && cases
+            .iter()
+            .any(|c| c.needs.iter().any(|n| matches!(n, Need::Testpmd | Need::Ovs)));
     let scratch = Scratch::new(if huge { PAGES } else { 0 })?;
     let mut ctx = Ctx {
         root: root.to_owned(),
@@ -220,13 +234,19 @@ pub fn command(root: &Path, options: &Options) -> Result<bool> {
         }
         ctx.dir = ctx.scratch.subdir(&format!("{index}"))?;
         let result = catch_unwind(AssertUnwindSafe(|| (case.run)(&ctx))).unwrap_or_else(|panic| {
-            let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+            let text = panic
+                .downcast_ref::<String>()
+                .map(String::as_str)
+                .or(panic.downcast_ref::<&str>().copied());
             bail!("panicked: {}", text.unwrap_or("?"))
         });
         tally.add(&case.name, result, start.elapsed());
         let _ = std::fs::remove_dir_all(&ctx.dir);
     }
-    println!("{} passed, {} failed, {} skipped", tally.passed, tally.failed, tally.skipped);
+    println!(
+        "{} passed, {} failed, {} skipped",
+        tally.passed, tally.failed, tally.skipped
+    );
     Ok(tally.failed == 0 && (tally.skipped == 0 || !options.require_all))
 }
 
@@ -236,7 +256,13 @@ fn lacking(ctx: &Ctx, need: Need) -> Option<String> {
         Need::Root if !is_root() => Some("needs root".into()),
         Need::Testpmd if ctx.found.testpmd.is_none() => missing("dpdk-testpmd"),
         Need::Ovs if ctx.found.vswitchd.is_none() || ctx.found.ovsdb_server.is_none() => missing("ovs-vswitchd-dpdk"),
-        Need::Ovs if std::fs::OpenOptions::new().read(true).write(true).open("/dev/net/tun").is_err() => {
+        Need::Ovs
+            if std::fs::OpenOptions::new()
+                .read(true)
+                .write(true)
+                .open("/dev/net/tun")
+                .is_err() =>
+        {
             Some("OVS needs /dev/net/tun".into())
         }
         Need::Tool(tool) if which(tool).is_none() => missing(tool),

@@ -32,18 +32,32 @@ fn command(ctx: &Ctx, args: &[&str]) -> Result<Command> {
         std::os::unix::fs::chown(&home, Some(65534), Some(65534))?;
         let mut command = Command::new("setpriv");
         command.args(["--reuid", NOBODY, "--regid", NOBODY, "--clear-groups", "--no-new-privs"]);
-        command.args(["--inh-caps=-all", "--bounding-set=-all"]).arg(&ctx.usernic);
+        command
+            .args(["--inh-caps=-all", "--bounding-set=-all"])
+            .arg(&ctx.usernic);
         command
     } else {
         Command::new(&ctx.usernic)
     };
-    command.args(args).env("HOME", &home).env("TMPDIR", &home).env_remove("XDG_RUNTIME_DIR").current_dir(&home);
+    command
+        .args(args)
+        .env("HOME", &home)
+        .env("TMPDIR", &home)
+        .env_remove("XDG_RUNTIME_DIR")
+        .current_dir(&home);
     Ok(command)
 }
 
 fn spawn(ctx: &Ctx, args: &[&str]) -> Result<Process> {
-    let surroundings = Surroundings { no_stdin: true, ..Default::default() };
-    Process::spawn(&format!("usernic {}", args.iter().find(|a| !a.starts_with('-')).unwrap_or(&"")), command(ctx, args)?, &surroundings)
+    let surroundings = Surroundings {
+        no_stdin: true,
+        ..Default::default()
+    };
+    Process::spawn(
+        &format!("usernic {}", args.iter().find(|a| !a.starts_with('-')).unwrap_or(&"")),
+        command(ctx, args)?,
+        &surroundings,
+    )
 }
 
 /// A capture through our switch.
@@ -63,10 +77,26 @@ fn capture(ctx: &Ctx) -> Result<Outcome> {
     let port = |socket| format!("virtio-user,path={socket},mtu=9000");
     let count = sent.len().to_string();
     let to = port(b.display());
-    let mut capture = spawn(ctx, &["-v", "capture", "--port", &to, "--pcap", path(&output)?, "--count", &count])?;
+    let mut capture = spawn(
+        ctx,
+        &[
+            "-v",
+            "capture",
+            "--port",
+            &to,
+            "--pcap",
+            path(&output)?,
+            "--count",
+            &count,
+        ],
+    )?;
     capture.wait_for("link up", 0, Duration::from_secs(10))?;
     let from = port(a.display());
-    spawn(ctx, &["replay", "--port", &from, "--pcap", path(&input)?, "--rate", "5K"])?.wait_success(LIMIT)?;
+    spawn(
+        ctx,
+        &["replay", "--port", &from, "--pcap", path(&input)?, "--rate", "5K"],
+    )?
+    .wait_success(LIMIT)?;
     capture.wait_success(LIMIT)?;
     pcap::same(&sent, &pcap::read(&output)?)?;
     switch.signal(rustix::process::Signal::INT)?;
@@ -83,7 +113,9 @@ fn demo(ctx: &Ctx) -> Result<Outcome> {
     let start = output.find('{').with_context(|| format!("no JSON{}", process.tail()))?;
     let end = output.rfind('}').context("the JSON does not end")?;
     let _: serde_json::Value = serde_json::from_str(&output[start..=end])?;
-    let chart = std::fs::read_dir(&home)?.flatten().any(|e| e.path().extension().is_some_and(|e| e == "svg"));
+    let chart = std::fs::read_dir(&home)?
+        .flatten()
+        .any(|e| e.path().extension().is_some_and(|e| e == "svg"));
     ensure!(chart, "no chart in {}{}", home.display(), process.tail());
     passed()
 }
@@ -95,9 +127,16 @@ fn no_privileges(ctx: &Ctx) -> Result<Outcome> {
     }
     let mut command = Command::new("setpriv");
     command.args(["--reuid", NOBODY, "--regid", NOBODY, "--clear-groups", "--no-new-privs"]);
-    command.args(["--inh-caps=-all", "--bounding-set=-all", "cat", "/proc/self/status"]).current_dir(&ctx.dir);
+    command
+        .args(["--inh-caps=-all", "--bounding-set=-all", "cat", "/proc/self/status"])
+        .current_dir(&ctx.dir);
     let status = crate::process::run("setpriv", command, Duration::from_secs(10))?;
-    for line in ["Uid:\t65534", "CapEff:\t0000000000000000", "CapBnd:\t0000000000000000", "NoNewPrivs:\t1"] {
+    for line in [
+        "Uid:\t65534",
+        "CapEff:\t0000000000000000",
+        "CapBnd:\t0000000000000000",
+        "NoNewPrivs:\t1",
+    ] {
         ensure!(status.contains(line), "{line} is not in: {status}");
     }
     passed()

@@ -22,7 +22,11 @@ pub fn cases() -> Vec<Case> {
 }
 
 fn long(ctx: &Ctx, name: &str, command: Command) -> Result<String> {
-    let surroundings = Surroundings { no_stdin: true, echo: ctx.verbose, ..Default::default() };
+    let surroundings = Surroundings {
+        no_stdin: true,
+        echo: ctx.verbose,
+        ..Default::default()
+    };
     let mut process = Process::spawn(name, command, &surroundings)?;
     process.wait_success(LIMIT)?;
     Ok(process.output())
@@ -35,7 +39,11 @@ fn target_dir(ctx: &Ctx) -> PathBuf {
 
 /// Builds the `usernic` program and copies it to where every user can run it.
 pub fn build_usernic(ctx: &Ctx) -> Result<PathBuf> {
-    long(ctx, "cargo build", ctx.cargo(&["build", "--release", "--package", "usernic-cli"]))?;
+    long(
+        ctx,
+        "cargo build",
+        ctx.cargo(&["build", "--release", "--package", "usernic-cli"]),
+    )?;
     let built = target_dir(ctx).join("release/usernic");
     let copy = ctx.scratch.subdir("bin")?.join("usernic");
     std::fs::copy(&built, &copy).with_context(|| format!("{} after the build", built.display()))?;
@@ -43,11 +51,18 @@ pub fn build_usernic(ctx: &Ctx) -> Result<PathBuf> {
 }
 
 fn tests(ctx: &Ctx) -> Result<Outcome> {
-    let nextest = ctx.cargo(&["nextest", "--version"]).output().is_ok_and(|o| o.status.success());
+    let nextest = ctx
+        .cargo(&["nextest", "--version"])
+        .output()
+        .is_ok_and(|o| o.status.success());
     let command = if nextest {
         let mut command = ctx.cargo(&["nextest", "run", "--workspace", "--color=never", "--no-fail-fast"]);
         // Tests that cannot run here say "SKIPPED name: reason" and pass: their output shows it.
-        command.args(["--success-output=final", "--failure-output=final", "--status-level=fail"]);
+        command.args([
+            "--success-output=final",
+            "--failure-output=final",
+            "--status-level=fail",
+        ]);
         command
     } else {
         let mut command = ctx.cargo(&["test", "--workspace", "--lib", "--bins", "--tests", "--no-fail-fast"]);
@@ -60,7 +75,11 @@ fn tests(ctx: &Ctx) -> Result<Outcome> {
         bail!("no tests ran");
     }
     let mut parts = vec![("all".to_owned(), Outcome::Passed(format!("{ran} tests")))];
-    parts.extend(skipped(&output).into_iter().map(|(name, reason)| (name, Outcome::Skipped(reason))));
+    parts.extend(
+        skipped(&output)
+            .into_iter()
+            .map(|(name, reason)| (name, Outcome::Skipped(reason))),
+    );
     Ok(Outcome::Parts(parts))
 }
 
@@ -79,7 +98,9 @@ fn loom(ctx: &Ctx) -> Result<Outcome> {
             continue;
         }
         let mut command = ctx.cargo(&["test", "--package", package, "--lib", "--", "loom"]);
-        command.env("RUSTFLAGS", "--cfg loom").env("CARGO_TARGET_DIR", target_dir(ctx).join("loom"));
+        command
+            .env("RUSTFLAGS", "--cfg loom")
+            .env("CARGO_TARGET_DIR", target_dir(ctx).join("loom"));
         // A bound on preemptions keeps the state space of a test within seconds; loom's documentation calls 2 or 3
         // enough to find most errors.
         if std::env::var_os("LOOM_MAX_PREEMPTIONS").is_none() {
@@ -123,9 +144,15 @@ fn count(output: &str) -> Option<usize> {
     for line in output.lines() {
         let words: Vec<&str> = line.split_whitespace().collect();
         let number = if line.trim_start().starts_with("Summary") {
-            words.iter().position(|w| w.starts_with("test")).and_then(|at| words[at - 1].parse::<usize>().ok())
+            words
+                .iter()
+                .position(|w| w.starts_with("test"))
+                .and_then(|at| words[at - 1].parse::<usize>().ok())
         } else if line.starts_with("test result:") {
-            words.iter().position(|w| w.starts_with("passed")).and_then(|at| words[at - 1].parse::<usize>().ok())
+            words
+                .iter()
+                .position(|w| w.starts_with("passed"))
+                .and_then(|at| words[at - 1].parse::<usize>().ok())
         } else {
             None
         };
@@ -155,8 +182,14 @@ mod tests {
 
     #[test]
     fn summaries_are_counted() {
-        assert_eq!(count("     Summary [   1.003s] 12 tests run: 12 passed, 0 skipped"), Some(12));
-        assert_eq!(count("     Summary [   1.003s] 1 test run: 1 passed, 0 skipped"), Some(1));
+        assert_eq!(
+            count("     Summary [   1.003s] 12 tests run: 12 passed, 0 skipped"),
+            Some(12)
+        );
+        assert_eq!(
+            count("     Summary [   1.003s] 1 test run: 1 passed, 0 skipped"),
+            Some(1)
+        );
         let libtest = "test result: ok. 3 passed; 0 failed; 0 ignored\nx\ntest result: ok. 4 passed; 0 failed";
         assert_eq!(count(libtest), Some(7));
         assert_eq!(count("nothing"), None);

@@ -12,7 +12,11 @@ use crate::process::sleep;
 pub fn cases() -> Vec<Case> {
     vec![
         Case::new("peers/dpdk-pair", &[Need::Testpmd], dpdk_pair),
-        Case::new("peers/dpdk-through-ovs", &[Need::Testpmd, Need::Ovs, Need::Root], dpdk_through_ovs),
+        Case::new(
+            "peers/dpdk-through-ovs",
+            &[Need::Testpmd, Need::Ovs, Need::Root],
+            dpdk_through_ovs,
+        ),
     ]
 }
 
@@ -33,7 +37,10 @@ fn dpdk_pair(ctx: &Ctx) -> Result<Outcome> {
     front.forward_first("io", 1)?;
     sleep(Duration::from_millis(300))?;
     let (front, back) = (front.stats(0)?, back.stats(0)?);
-    ensure!(front.rx > 32 && back.rx > 32 && back.tx > 32, "front-end: {front:?}, back-end: {back:?}");
+    ensure!(
+        front.rx > 32 && back.rx > 32 && back.tx > 32,
+        "front-end: {front:?}, back-end: {back:?}"
+    );
     Ok(Outcome::Passed(format!("{} packets went round", back.tx)))
 }
 
@@ -48,12 +55,22 @@ fn dpdk_through_ovs(ctx: &Ctx) -> Result<Outcome> {
     let mut front = Config::new("f", &ctx.dir);
     front.huge_dir = ctx.hugetlbfs("f")?;
     front.cpus = (0, 0);
-    front.vdevs = vec![testpmd::virtio_user(0, &a, 256, ""), testpmd::virtio_user(1, &b, 256, ",server=1")];
+    front.vdevs = vec![
+        testpmd::virtio_user(0, &a, 256, ""),
+        testpmd::virtio_user(1, &b, 256, ",server=1"),
+    ];
     let mut front = Testpmd::start(program, &front)?;
     ovs.wait_log("has been added", 2, Duration::from_secs(15))?;
     front.forward_first("io", 1)?;
     sleep(Duration::from_millis(500))?;
     let (first, second) = (front.stats(0)?, front.stats(1)?);
-    ensure!(first.rx > 32 && second.rx > 32, "{first:?}, {second:?}; p1: {}", ovs.statistics("p1"));
-    Ok(Outcome::Passed(format!("{} packets came through", first.rx + second.rx)))
+    ensure!(
+        first.rx > 32 && second.rx > 32,
+        "{first:?}, {second:?}; p1: {}",
+        ovs.statistics("p1")
+    );
+    Ok(Outcome::Passed(format!(
+        "{} packets came through",
+        first.rx + second.rx
+    )))
 }

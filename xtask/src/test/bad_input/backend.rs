@@ -46,7 +46,12 @@ pub struct Behaviour {
 
 impl Default for Behaviour {
     fn default() -> Self {
-        Behaviour { close_after: None, silent: false, features: FEATURES, queues: 8 }
+        Behaviour {
+            close_after: None,
+            silent: false,
+            features: FEATURES,
+            queues: 8,
+        }
     }
 }
 
@@ -89,7 +94,10 @@ impl FakeBackend {
                 }
             }
         });
-        Ok(FakeBackend { seen, thread: Some(thread) })
+        Ok(FakeBackend {
+            seen,
+            thread: Some(thread),
+        })
     }
 
     /// Waits until a ring was enabled, and says how many messages came before.
@@ -98,7 +106,10 @@ impl FakeBackend {
         loop {
             match self.seen.enabled_after.load(Ordering::Relaxed) {
                 0 if Instant::now() < end => crate::process::sleep(Duration::from_millis(5))?,
-                0 => bail!("no ring was enabled; {} messages came", self.seen.messages.load(Ordering::Relaxed)),
+                0 => bail!(
+                    "no ring was enabled; {} messages came",
+                    self.seen.messages.load(Ordering::Relaxed)
+                ),
                 n => return Ok(n),
             }
         }
@@ -138,7 +149,11 @@ fn read(stream: &mut UnixStream, buffer: &mut [u8], seen: &Seen) -> Result<bool>
             Ok(0) if have == 0 => return Ok(false),
             Ok(0) => bail!("a message ends after {have} of {} bytes", buffer.len()),
             Ok(n) => have += n,
-            Err(e) if matches!(e.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::Interrupted) => {}
+            Err(e)
+                if matches!(
+                    e.kind(),
+                    std::io::ErrorKind::WouldBlock | std::io::ErrorKind::Interrupted
+                ) => {}
             Err(e) if e.kind() == std::io::ErrorKind::ConnectionReset => return Ok(false),
             Err(e) => return Err(e.into()),
         }
@@ -171,7 +186,9 @@ fn serve(mut stream: UnixStream, behaviour: Behaviour, seen: &Seen) -> Result<()
         count += 1;
         seen.messages.fetch_add(1, Ordering::Relaxed);
         if request == SET_VRING_ENABLE {
-            let _ = seen.enabled_after.compare_exchange(0, count, Ordering::Relaxed, Ordering::Relaxed);
+            let _ = seen
+                .enabled_after
+                .compare_exchange(0, count, Ordering::Relaxed, Ordering::Relaxed);
         }
         if behaviour.silent || behaviour.close_after == Some(count) {
             continue;
