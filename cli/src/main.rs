@@ -1,2 +1,100 @@
-//! Placeholder.
-fn main() {}
+//! `usernic`: what operators type.
+//!
+//! Each command is a module below [`cmd`], the demo below [`demo`]; both are thin over the `usernic` library. A command
+//! ends with totals, whether its work is done or a signal ended it; with `--json` they are one JSON object on the
+//! standard output. Exit status: 0 done, 1 failed, 2 used wrongly.
+
+mod capture_file;
+mod cmd;
+mod common;
+mod control;
+mod demo;
+mod packets;
+mod responder;
+mod sample;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+/// User-space network ports for containers: a demo, a switch and the tools around them.
+#[derive(Parser)]
+#[command(name = "usernic", version, about, arg_required_else_help = true)]
+struct Cli {
+    /// Say more: -v information, -vv debugging (or set USERNIC_LOG)
+    #[arg(short, long, action = clap::ArgAction::Count, global = true)]
+    verbose: u8,
+    /// Print one JSON object on the standard output at the end
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Two isolated containers, our switch, a capture byte for byte, and a measurement beside the kernel's veth
+    Demo(demo::Args),
+    /// Switch frames between vhost-user ports
+    Switch(cmd::switch::Args),
+    /// Send UDP frames as fast as wanted
+    Generate(cmd::generate::Args),
+    /// Write received frames to a capture file
+    Capture(cmd::capture::Args),
+    /// Send the frames of a capture file
+    Replay(cmd::replay::Args),
+    /// Send received frames on, or answer them
+    Forward(cmd::forward::Args),
+    /// Ask a host for echoes, resolving its address first
+    Ping(cmd::ping::Args),
+    /// Show the counters of a running usernic program
+    Stats(cmd::stats::Args),
+    /// Write the capture that ships with the program
+    #[command(hide = true)]
+    Sample {
+        /// The file
+        out: PathBuf,
+    },
+    /// What the demo runs in a container
+    #[command(hide = true, name = "demo-container")]
+    DemoContainer(demo::ContainerArgs),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let level = ["warn", "info", "debug"][usize::from(cli.verbose.min(2))];
+    let filter = EnvFilter::try_from_env("USERNIC_LOG").unwrap_or_else(|_| EnvFilter::new(level));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .without_time()
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .init();
+    let result = match cli.command {
+        Command::Demo(args) => demo::run(args, cli.json),
+        Command::Switch(args) => cmd::switch::run(args, cli.json),
+        Command::Generate(args) => cmd::generate::run(args, cli.json),
+        Command::Capture(args) => cmd::capture::run(args, cli.json),
+        Command::Replay(args) => cmd::replay::run(args, cli.json),
+        Command::Forward(args) => cmd::forward::run(args, cli.json),
+        Command::Ping(args) => cmd::ping::run(args, cli.json),
+        Command::Stats(args) => cmd::stats::run(args),
+        Command::Sample { out } => sample::write(&out).map_err(Into::into),
+        Command::DemoContainer(args) => demo::container_main(args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let usage = error.is::<common::Usage>();
+            let message = common::describe(&error);
+            eprintln!("usernic: {message}");
+            if cli.json {
+                println!("{}", serde_json::json!({ "error": message }));
+            }
+            ExitCode::from(if usage { 2 } else { 1 })
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! `usernic forward`: received frames go on, go back, or are answered.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use serde::Serialize;
+use usernic::spec::PortSpec;
+use usernic::{Burst, Queue};
+
+use crate::common::{self, Ended, Meter, PollArgs, Summary, Usage};
+use crate::responder::Responder;
+
+/// What to do with a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Mode {
+    /// Send it out of the other port, or back out of the only one, as it is
+    Io,
+    /// The same with its two Ethernet addresses exchanged
+    Macswap,
+    /// Answer ARP, neighbour solicitation and echo requests; drop everything else
+    Icmpecho,
+}
+
+/// Arguments.
+#[derive(clap::Args)]
+pub struct Args {
+    /// One port, whose frames go back, or two, which are joined
+    #[arg(long, value_name = "SPEC", required = true)]
+    port: Vec<PortSpec>,
+    /// What to do with frames
+    #[arg(long, value_enum, default_value = "io")]
+    mode: Mode,
+    /// With icmpecho: answer for this address, as often as needed; without it, for every address
+    #[arg(long, value_name = "ADDRESS")]
+    ip: Vec<IpAddr>,
+    /// Stop after this many seconds
+    #[arg(long, value_name = "S", value_parser = common::seconds)]
+    seconds: Option<Duration>,
+    /// Frames taken at a time
+    #[arg(long, value_name = "N", default_value = "32", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    burst: u16,
+    #[command(flatten)]
+    poll: PollArgs,
+}
+
+#[derive(Serialize)]
+struct Totals {
+    mode: Mode,
+    /// Frames that went on, or were answered.
+    forwarded: u64,
+    /// Frames that went nowhere: no question (icmpecho), or no room on the other side.
+    dropped: u64,
+}
+
+/// One direction: what moves between two queues, or within one.
+struct Lane {
+    burst: Burst,
+    out: Burst,
+    frame: Vec<u8>,
+    mode: Mode,
+    responder: Responder,
+    totals: Totals,
+}
+
+impl Lane {
+    /// Changes the frames of `burst` in place, and drops those that are to go nowhere.
+    fn treat(&mut self) {
+        match self.mode {
+            Mode::Io => {}
+            Mode::Macswap => {
+                for packet in self.burst.iter_mut() {
+                    if let Some(mut addresses) = packet.header::<12>() {
+                        addresses.rotate_left(6);
+                        // It was read from there: it is long enough.
+                        let _ = packet.write_at(0, &addresses);
+                    }
+                }
+            }
+            Mode::Icmpecho => {
+                for mut packet in self.burst.drain() {
+                    let len = packet.copy_to(&mut self.frame);
+                    let answered = match self.responder.answer(&mut self.frame, len) {
+                        Some(len) => packet.copy_from(&self.frame[..len]).is_ok() && self.out.push(packet).is_ok(),
+                        None => false,
+                    };
+                    self.totals.dropped += u64::from(!answered);
+                }
+                self.out.move_to(&mut self.burst);
+            }
+        }
+    }
+
+    /// Sends the burst; what finds no room even after a few tries is dropped, as a router would.
+    fn send(&mut self, queue: &mut Queue) {
+        for _ in 0..16 {
+            self.totals.forwarded += queue.tx(&mut self.burst) as u64;
+            if self.burst.is_empty() {
+                return;
+            }
+            std::hint::spin_loop();
+        }
+        self.totals.dropped += self.burst.len() as u64;
+        queue.free(&mut self.burst);
+    }
+
+    /// A burst from `queue` and back to it.
+    fn reflect(&mut self, queue: &mut Queue) -> usize {
+        let n = queue.rx(&mut self.burst);
+        if n > 0 {
+            self.treat();
+            self.send(queue);
+        }
+        n
+    }
+
+    /// A burst from one port to another. Each port has packet memory of its own: frames are copied across.
+    fn pass(&mut self, from: &mut Queue, to: &mut Queue) -> usize {
+        let n = from.rx(&mut self.burst);
+        if n > 0 {
+            self.treat();
+            for packet in self.burst.iter() {
+                let copy = to
+                    .packet()
+                    .and_then(|mut copy| copy.copy_packet(packet).ok().map(|()| copy));
+                let taken = copy.is_some_and(|copy| self.out.push(copy).is_ok());
+                self.totals.dropped += u64::from(!taken);
+            }
+            from.free(&mut self.burst);
+            std::mem::swap(&mut self.burst, &mut self.out);
+            self.send(to);
+        }
+        n
+    }
+}
+
+/// Forwards until the time is over or a signal comes.
+pub fn run(args: Args, json: bool) -> Result<()> {
+    if args.port.len() > 2 {
+        return Err(Usage(format!(
+            "{} ports: forward takes one or two (see `usernic switch` for more)",
+            args.port.len()
+        ))
+        .into());
+    }
+    if !args.ip.is_empty() && args.mode != Mode::Icmpecho {
+        return Err(Usage("--ip belongs to --mode icmpecho".into()).into());
+    }
+    let stop = common::stop_flag()?;
+    args.poll.pin()?;
+    let mut ports = Vec::new();
+    let mut queues = Vec::new();
+    for spec in &args.port {
+        let (port, queue) = args.poll.open(spec, 0, &stop)?;
+        ports.push(port);
+        queues.push(queue);
+    }
+    let named: Vec<(&str, &Arc<usernic::Port>)> = ["0", "1"].into_iter().zip(&ports).collect();
+    let _control = args.poll.serve(&named)?;
+    let size = usize::from(args.burst);
+    let mut lanes: Vec<Lane> = ports
+        .iter()
+        .map(|port| Lane {
+            burst: Burst::new(size),
+            out: Burst::new(size),
+            frame: vec![0; 65_536],
+            mode: args.mode,
+            responder: Responder::new(port.mac(), &args.ip),
+            totals: Totals {
+                mode: args.mode,
+                forwarded: 0,
+                dropped: 0,
+            },
+        })
+        .collect();
+    let mut meter = Meter::new("forward");
+    let start = Instant::now();
+    let mut quiet = 0u32;
+    let ended = loop {
+        let moved = match &mut queues[..] {
+            // A question is answered where it was asked.
+            [a, b] if args.mode == Mode::Icmpecho => lanes[0].reflect(a) + lanes[1].reflect(b),
+            [a, b] => lanes[0].pass(a, b) + lanes[1].pass(b, a),
+            [a] => lanes[0].reflect(a),
+            _ => 0,
+        };
+        quiet = if moved > 0 { 0 } else { quiet + 1 };
+        if moved == 0 || meter.is_due() {
+            if stop.load(Ordering::Relaxed) {
+                break Ended::Signal;
+            }
+            if args.seconds.is_some_and(|s| start.elapsed() >= s) {
+                break Ended::Time;
+            }
+            if meter.is_due() {
+                let mut sum = usernic::Stats::default();
+                ports.iter().for_each(|p| sum += p.stats());
+                meter.show(sum);
+            }
+        }
+        if quiet > 20_000 {
+            // Nothing for a while: sleep until something comes, on the one port, or in turns on the two.
+            let slice = Duration::from_millis(if queues.len() == 1 { 100 } else { 1 });
+            for queue in &mut queues {
+                if queue.wait(Some(slice))? {
+                    quiet = 0;
+                    break;
+                }
+            }
+        }
+        std::hint::spin_loop();
+    };
+    meter.finish();
+    let seconds = start.elapsed().as_secs_f64();
+    let mut totals = Totals {
+        mode: args.mode,
+        forwarded: 0,
+        dropped: 0,
+    };
+    for lane in &lanes {
+        totals.forwarded += lane.totals.forwarded;
+        totals.dropped += lane.totals.dropped;
+    }
+    let line = format!("{} frames forwarded, {} dropped", totals.forwarded, totals.dropped);
+    let ports = ports.iter().map(|p| p.stats()).collect();
+    Summary {
+        schema: "usernic.forward/1",
+        ended,
+        seconds,
+        ports,
+        more: totals,
+    }
+    .print(json, &line)
+}

@@ -1,0 +1,414 @@
+//! What all commands share: the port's arguments, signals, pacing, progress and totals.
+
+use std::fmt;
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::Serialize;
+use usernic::spec::PortSpec;
+use usernic::{Port, Queue, Stats};
+
+use crate::control::Control;
+
+/// An error in how the program was called: exit status 2.
+#[derive(Debug)]
+pub struct Usage(pub String);
+
+impl fmt::Display for Usage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Usage {}
+
+/// An error and its causes in one line, each cause once: some errors quote their source already.
+pub fn describe(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain() {
+        let cause = cause.to_string();
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
+}
+
+/// The arguments of every command that drives ports.
+#[derive(clap::Args)]
+pub struct PollArgs {
+    /// Pin the polling thread to this CPU
+    #[arg(long, value_name = "N")]
+    pub cpu: Option<usize>,
+    /// Wait this many seconds for the link to come up
+    #[arg(long, value_name = "S", default_value = "10", value_parser = seconds)]
+    pub wait: Duration,
+    /// Serve the port's counters on this Unix socket, for `usernic stats`
+    #[arg(long, value_name = "PATH")]
+    pub control: Option<PathBuf>,
+}
+
+impl PollArgs {
+    /// Pins the calling thread, if that was asked for.
+    pub fn pin(&self) -> Result<()> {
+        self.cpu.map_or(Ok(()), pin)
+    }
+
+    /// Opens a port, waits for its link and takes one of its queues.
+    pub fn open(&self, spec: &PortSpec, queue: u16, stop: &AtomicBool) -> Result<(Arc<Port>, Queue)> {
+        let port = Port::open_spec(spec.clone())
+            .with_context(|| format!("cannot open the port on {}", spec.path.display()))?;
+        let taken = port
+            .queue(queue)
+            .with_context(|| format!("cannot take queue {queue}"))?;
+        // In slices, so that a signal ends the wait.
+        let deadline = Instant::now() + self.wait;
+        while !port.wait_link(Duration::from_millis(100).min(self.wait)) {
+            if stop.load(Ordering::Relaxed) {
+                bail!("ended by a signal before the link of {} came up", spec.path.display());
+            }
+            if Instant::now() >= deadline {
+                bail!(
+                    "the link of {} is not up after {} s: is the other side there? (--wait S waits longer)",
+                    spec.path.display(),
+                    self.wait.as_secs_f64()
+                );
+            }
+        }
+        tracing::info!(
+            "{}: link up, mac {}, mtu {}",
+            spec.path.display(),
+            crate::packets::format_mac(port.mac()),
+            port.mtu()
+        );
+        Ok((Arc::new(port), taken))
+    }
+
+    /// Serves the counters of `ports` if a control socket was asked for; while the answer lives.
+    pub fn serve(&self, ports: &[(&str, &Arc<Port>)]) -> Result<Option<Control>> {
+        let Some(path) = &self.control else { return Ok(None) };
+        let ports: Vec<(String, Arc<Port>)> = ports.iter().map(|(n, p)| (n.to_string(), Arc::clone(p))).collect();
+        let snapshot = move || {
+            let all: Vec<_> = ports
+                .iter()
+                .map(|(name, port)| {
+                    let mut value = serde_json::to_value(port.stats()).unwrap_or_default();
+                    value["name"] = name.clone().into();
+                    value["link_up"] = port.link().up.into();
+                    value
+                })
+                .collect();
+            serde_json::json!({ "ports": all })
+        };
+        Control::serve(path, Arc::new(snapshot)).map(Some)
+    }
+}
+
+/// Seconds, with a fraction if wanted, as a clap value.
+pub fn seconds(text: &str) -> Result<Duration, String> {
+    text.parse::<f64>()
+        .ok()
+        .and_then(|s| Duration::try_from_secs_f64(s).ok())
+        .filter(|d| *d <= Duration::from_secs(86_400 * 365))
+        .ok_or_else(|| "write seconds, as in 10 or 0.5".to_owned())
+}
+
+/// A number with K, M or G, as a clap value: `--rate 2.5M`.
+pub fn quantity(text: &str) -> Result<f64, String> {
+    let (digits, factor) = match text.as_bytes().last() {
+        Some(b'k' | b'K') => (&text[..text.len() - 1], 1e3),
+        Some(b'm' | b'M') => (&text[..text.len() - 1], 1e6),
+        Some(b'g' | b'G') => (&text[..text.len() - 1], 1e9),
+        _ => (text, 1.0),
+    };
+    digits
+        .parse::<f64>()
+        .ok()
+        .map(|n| n * factor)
+        .filter(|n| n.is_finite() && *n > 0.0)
+        .ok_or_else(|| "write a number above 0, with K, M or G if wanted: 2.5M".to_owned())
+}
+
+/// Pins the calling thread to a CPU.
+pub fn pin(cpu: usize) -> Result<()> {
+    let mut set = rustix::thread::CpuSet::new();
+    if cpu >= rustix::thread::CpuSet::MAX_CPU {
+        bail!("CPU {cpu}: there are at most {} CPUs", rustix::thread::CpuSet::MAX_CPU);
+    }
+    set.set(cpu);
+    rustix::thread::sched_setaffinity(None, &set)
+        .with_context(|| format!("cannot pin the thread to CPU {cpu} (this process may use {:?})", cpus()))
+}
+
+/// The CPUs that this process may use.
+pub fn cpus() -> Vec<usize> {
+    match rustix::thread::sched_getaffinity(None) {
+        Ok(set) => (0..rustix::thread::CpuSet::MAX_CPU)
+            .filter(|cpu| set.is_set(*cpu))
+            .collect(),
+        Err(_) => Vec::new(),
+    }
+}
+
+/// A flag that SIGINT and SIGTERM set; the second of either ends the program at once.
+pub fn stop_flag() -> Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        // In this order: the first signal finds the flag unset, goes by, and sets it.
+        signal_hook::flag::register_conditional_shutdown(signal, 1, Arc::clone(&stop))?;
+        signal_hook::flag::register(signal, Arc::clone(&stop))?;
+    }
+    Ok(stop)
+}
+
+/// How many things may be sent by now, at an even rate.
+pub struct Pacer {
+    rate: f64,
+    start: Instant,
+    sent: u64,
+}
+
+impl Pacer {
+    /// `rate` a second, from now on.
+    pub fn new(rate: f64) -> Self {
+        Pacer {
+            rate,
+            start: Instant::now(),
+            sent: 0,
+        }
+    }
+
+    /// How many are due, at most `most`. What could not be sent for a tenth of a second is not made up for.
+    pub fn due(&mut self, most: usize) -> usize {
+        let target = self.start.elapsed().as_secs_f64() * self.rate;
+        let lag = target - self.sent as f64;
+        if lag > (self.rate * 0.1).max(most as f64) {
+            self.start += Duration::from_secs_f64((lag - most as f64) / self.rate);
+        }
+        (lag.max(0.0) as usize).min(most)
+    }
+
+    /// `count` were sent.
+    pub fn sent(&mut self, count: usize) {
+        self.sent += count as u64;
+    }
+
+    /// Until the next is due: sleeps when that is long, spins when it is not.
+    pub fn idle(&self) {
+        let next = (self.sent + 1) as f64 / self.rate - self.start.elapsed().as_secs_f64();
+        if next > 200e-6 {
+            std::thread::sleep(Duration::from_secs_f64((next - 100e-6).min(0.1)));
+        } else {
+            std::hint::spin_loop();
+        }
+    }
+}
+
+/// A line on a terminal, or one log line a second elsewhere, that says how fast it goes.
+pub struct Meter {
+    bar: ProgressBar,
+    last: Instant,
+    before: Stats,
+    started: Instant,
+}
+
+impl Meter {
+    /// A meter for `what` is done.
+    pub fn new(what: &'static str) -> Self {
+        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(4));
+        let style = ProgressStyle::with_template("{spinner} {prefix} {elapsed_precise} {msg}");
+        if let Ok(style) = style {
+            bar.set_style(style);
+        }
+        bar.set_prefix(what);
+        let now = Instant::now();
+        Meter {
+            bar,
+            last: now,
+            before: Stats::default(),
+            started: now,
+        }
+    }
+
+    /// Whether a second has gone since the last [`Meter::show`]: then it is time for the next.
+    pub fn is_due(&self) -> bool {
+        self.last.elapsed() >= Duration::from_secs(1)
+    }
+
+    /// Shows the rates since the last time.
+    pub fn show(&mut self, stats: Stats) {
+        let seconds = self.last.elapsed().as_secs_f64();
+        let rate = |now: u64, before: u64| now.saturating_sub(before) as f64 / seconds;
+        let line = format!(
+            "tx {}pps {}b/s  rx {}pps {}b/s",
+            scaled(rate(stats.tx_packets, self.before.tx_packets)),
+            scaled(8.0 * rate(stats.tx_bytes, self.before.tx_bytes)),
+            scaled(rate(stats.rx_packets, self.before.rx_packets)),
+            scaled(8.0 * rate(stats.rx_bytes, self.before.rx_bytes)),
+        );
+        if std::io::stderr().is_terminal() {
+            self.bar.set_message(line);
+            self.bar.tick();
+        } else {
+            eprintln!("{:6.1} s  {line}", self.started.elapsed().as_secs_f64());
+        }
+        self.last = Instant::now();
+        self.before = stats;
+    }
+
+    /// Removes the line.
+    pub fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+/// `12.3 M`: three digits and a decimal prefix.
+pub fn scaled(value: f64) -> String {
+    let (value, prefix) = match value {
+        v if v >= 1e9 => (v / 1e9, "G"),
+        v if v >= 1e6 => (v / 1e6, "M"),
+        v if v >= 1e3 => (v / 1e3, "k"),
+        v => (v, ""),
+    };
+    let decimals = if value >= 100.0 {
+        0
+    } else if value >= 10.0 {
+        1
+    } else {
+        2
+    };
+    format!("{value:.decimals$} {prefix}")
+}
+
+/// Why a command ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Ended {
+    /// SIGINT or SIGTERM.
+    Signal,
+    /// The count was reached, or the file was at its end.
+    Count,
+    /// The time was over.
+    Time,
+}
+
+/// The last word of a command.
+#[derive(Serialize)]
+pub struct Summary<T: Serialize> {
+    /// The command and the version of this object's form, as in `usernic.generate/1`.
+    pub schema: &'static str,
+    /// Why it ended.
+    pub ended: Ended,
+    /// How long it ran.
+    pub seconds: f64,
+    /// The counters of its ports, in their order.
+    pub ports: Vec<Stats>,
+    /// What belongs to this command alone.
+    #[serde(flatten)]
+    pub more: T,
+}
+
+impl<T: Serialize> Summary<T> {
+    /// Prints it: as JSON on the standard output, or as text on the standard error; `line` is the text's beginning.
+    pub fn print(&self, json: bool, line: &str) -> Result<()> {
+        if json {
+            println!("{}", serde_json::to_string(self)?);
+            return Ok(());
+        }
+        eprintln!(
+            "{line} in {:.3} s{}",
+            self.seconds,
+            if self.ended == Ended::Signal {
+                " (ended by a signal)"
+            } else {
+                ""
+            }
+        );
+        for (number, s) in self.ports.iter().enumerate() {
+            let seconds = self.seconds.max(1e-9);
+            eprintln!(
+                "port {number}: tx {} packets {} bytes ({}pps), rx {} packets {} bytes ({}pps), errors tx {} rx {}, \
+                 no buffer {}, anomalies {}, kicks {}",
+                s.tx_packets,
+                s.tx_bytes,
+                scaled(s.tx_packets as f64 / seconds),
+                s.rx_packets,
+                s.rx_bytes,
+                scaled(s.rx_packets as f64 / seconds),
+                s.tx_errors,
+                s.rx_errors,
+                s.rx_no_buffer,
+                s.anomalies,
+                s.kicks,
+            );
+        }
+        Ok(())
+    }
+}
+
+/// Waits until everything sent on `queue` was taken, by asking `done`, for at most `limit`.
+pub fn settle(limit: Duration, mut done: impl FnMut() -> bool) -> bool {
+    let start = Instant::now();
+    while !done() {
+        if start.elapsed() > limit {
+            return false;
+        }
+        std::thread::yield_now();
+    }
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantities_and_seconds() {
+        assert_eq!(quantity("2.5M"), Ok(2_500_000.0));
+        assert_eq!(quantity("10"), Ok(10.0));
+        assert_eq!(seconds("0.5"), Ok(Duration::from_millis(500)));
+        for bad in ["", "M", "-1", "0", "x", "1T", "inf", "nan"] {
+            assert!(quantity(bad).is_err(), "{bad}");
+        }
+        for bad in ["", "-1", "x", "1e30", "nan", "inf"] {
+            assert!(seconds(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn scales() {
+        assert_eq!(scaled(0.0), "0.00 ");
+        assert_eq!(scaled(12_345.0), "12.3 k");
+        assert_eq!(scaled(123_456_789.0), "123 M");
+    }
+
+    #[test]
+    fn the_pacer_keeps_its_rate() {
+        let mut pacer = Pacer::new(10_000.0);
+        let start = Instant::now();
+        let mut sent = 0;
+        while start.elapsed() < Duration::from_millis(100) {
+            let due = pacer.due(32);
+            pacer.sent(due);
+            sent += due;
+            pacer.idle();
+        }
+        let elapsed = start.elapsed().as_secs_f64();
+        assert!(sent as f64 <= 10_000.0 * elapsed + 1.0, "{sent} in {elapsed}");
+        assert!(sent > 100, "{sent}");
+    }
+
+    #[test]
+    fn causes_are_told_once() {
+        let inner = std::io::Error::other("no luck");
+        let error = anyhow::Error::new(inner).context("cannot: no luck").context("outer");
+        assert_eq!(describe(&error), "outer: cannot: no luck");
+    }
+}
