@@ -232,6 +232,12 @@ fn check_memory(fd: &OwnedFd, guest: u64, end: u64) -> Result<u64, RegionError> 
     Ok(if magic == HUGETLBFS_MAGIC {
         fs.f_bsize as u64
     } else {
-        rustix::param::page_size() as u64
+        page_size()
     })
+}
+
+/// Bytes of a plain page.
+fn page_size() -> u64 {
+    // SAFETY: sysconf(3) takes a number and gives one.
+    u64::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096)
 }

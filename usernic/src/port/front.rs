@@ -26,6 +26,7 @@ const RETRY: [Duration; 2] = [Duration::from_millis(20), Duration::from_secs(1)]
 struct Control {
     inner: Arc<Inner>,
     segment: Arc<Segment>,
+    pool: Arc<Pool>,
     layout: Layout,
     pairs: Vec<Pair>,
     listener: Option<Listener>,
@@ -77,13 +78,14 @@ pub(super) fn open(spec: PortSpec, memory: &mut dyn MemorySource) -> Result<Port
     let mut control = Control {
         inner: Arc::clone(&inner),
         segment: Arc::clone(&segment),
+        pool,
         layout: plan.layout,
         pairs: Vec::new(),
         listener,
         session: None,
     };
     for index in 0..usize::from(queues) {
-        let parts = control.add_pair(index, &pool)?;
+        let parts = control.add_pair(index)?;
         inner.put_on_shelf(parts);
     }
     if let Some(session) = session {
@@ -106,7 +108,7 @@ fn file_of(segment: &Segment) -> Result<BorrowedFd<'_>, Error> {
 }
 
 impl Control {
-    fn add_pair(&mut self, index: usize, pool: &Arc<Pool>) -> Result<Parts, Error> {
+    fn add_pair(&mut self, index: usize) -> Result<Parts, Error> {
         let flags = EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC;
         let event = || eventfd(0, flags).tried("eventfd(2)");
         let (kicks, calls) = ([event()?, event()?], [event()?, event()?]);
@@ -118,7 +120,7 @@ impl Control {
         Ok(Parts {
             index: index as u16,
             side: Side::Front(data),
-            cache: Cache::new(Arc::clone(pool)),
+            cache: Cache::new(Arc::clone(&self.pool)),
             counters: Arc::clone(&self.inner.counters[index]),
             epoll: Arc::new(epoll),
         })
@@ -182,7 +184,10 @@ impl Control {
         let mut rings = Vec::with_capacity(2 * self.pairs.len());
         for index in 0..self.pairs.len() {
             let raw = self.rings(index, &self.pairs[index].kicks, options)?;
-            self.pairs[index].gate.close().replace(raw, mergeable);
+            let pair = self.pairs[index].gate.close();
+            pair.replace(raw, mergeable);
+            // Frames can come from the first moment on, whenever the application looks.
+            pair.fill(&mut Cache::new(Arc::clone(&self.pool)), &self.inner.counters[index]);
         }
         let base = self.segment.base().as_ptr() as u64;
         for (index, pair) in self.pairs.iter().enumerate() {
