@@ -36,11 +36,13 @@ pub struct Completion {
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
 pub struct Slot {
+    /// Of a chain's last descriptor: the caller's cookie. Of the others: which one follows. (IN_ORDER, where that is
+    /// known: of a head, the caller's cookie.)
     pub(crate) cookie: u64,
     /// Of a head: the bytes posted for writing.
     pub(crate) writable: u32,
-    /// The descriptor that follows, in a chain as in the list of free ones.
-    pub(crate) next: u16,
+    /// Not of this descriptor, but an entry of the queue of free ones, which goes round the slots.
+    pub(crate) free: u16,
     /// Of a head in flight: the descriptors of its chain. Else 0.
     pub(crate) count: u16,
 }

@@ -396,7 +396,8 @@ fn a_device_facing_any_driver() {
     assert_eq!(faults.values().sum::<u64>(), seen.chain);
     if total >= 100_000 {
         assert!(good > 0 && broken > 0 && seen.index_jump > 0 && seen.head_out_of_range > 0);
-        // Every fault but the sum of 2^32 bytes, which an arena of 16 KiB has not.
+        // Every fault; the sum of 2^32 bytes is too rare to count on.
+        faults.remove("TooManyBytes");
         assert_eq!(faults.len(), 11, "{faults:?}");
     }
 }

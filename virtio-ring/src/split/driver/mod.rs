@@ -9,7 +9,7 @@ use crate::shared::{
 };
 use crate::{Anomalies, Completion, Direction, Error, Segment, Slot};
 use core::ptr::NonNull;
-use state::{Shadow, State};
+use state::{Shadow, State, cookie_of};
 
 /// The driver side. `S` is the private shadow, one [`Slot`] an entry: `&mut [Slot]`, `[Slot; N]`, `Box<[Slot]>`.
 ///
@@ -102,7 +102,7 @@ impl<S: AsMut<[Slot]>> Driver<S> {
             *slots.at(usize::from(i)) = Slot {
                 cookie: 0,
                 writable: 0,
-                next: i.wrapping_add(1) & state.mask,
+                free: i,
                 count: 0,
             };
             ring.store_avail_entry(usize::from(i), i);
@@ -133,15 +133,21 @@ impl<S: AsMut<[Slot]>> Driver<S> {
         }
         let Self { ring, slots, state } = self;
         let mut slots = Shadow::new(slots.as_mut(), ring);
-        let head = state.cursor;
+        let head = state.following(&mut slots);
+        let mut holder = head;
         for (i, segment) in chain.iter().enumerate() {
             let id = state.take(&mut slots);
             let last = i + 1 == chain.len();
-            let next = if last { 0 } else { state.cursor };
+            let next = if last { 0 } else { state.following(&mut slots) };
             let flags = if i < readable { 0 } else { DESC_F_WRITE } | if last { 0 } else { DESC_F_NEXT };
             ring.store_desc(usize::from(id), Desc::new(segment.addr, segment.len, flags, next));
+            if !state.options.in_order {
+                slots.at(usize::from(holder)).cookie = id.into();
+                holder = id;
+            }
         }
-        state.post(ring, &mut slots, head, chain.len() as u16, writable, cookie);
+        slots.at(usize::from(holder)).cookie = cookie;
+        state.post(ring, &mut slots, head, chain.len() as u16, writable);
         Ok(())
     }
 
@@ -189,7 +195,8 @@ impl<S: AsMut<[Slot]>> Driver<S> {
         let head = state.take(&mut slots);
         let bytes = (chain.len() * size_of::<wire::Desc>()) as u32;
         ring.store_desc(usize::from(head), Desc::new(table.addr, bytes, DESC_F_INDIRECT, 0));
-        state.post(ring, &mut slots, head, 1, writable, cookie);
+        slots.at(usize::from(head)).cookie = cookie;
+        state.post(ring, &mut slots, head, 1, writable);
         Ok(())
     }
 
@@ -312,9 +319,10 @@ impl<S: AsMut<[Slot]>> Driver<S> {
             }
         } else {
             for i in 0..=usize::from(state.mask) {
-                if core::mem::take(&mut slots.at(i).count) != 0 {
+                let count = core::mem::take(&mut slots.at(i).count);
+                if count != 0 {
                     state.in_flight = state.in_flight.saturating_sub(1);
-                    each(slots.at(i).cookie);
+                    each(cookie_of(&mut slots, i, count));
                 }
             }
         }

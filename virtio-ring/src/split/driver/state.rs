@@ -9,10 +9,9 @@ use crate::{Anomalies, Completion, Direction, Segment, Slot};
 pub(super) struct State {
     pub(super) options: Options,
     pub(super) mask: u16,
-    /// The next descriptor to take, if one is free. Not IN_ORDER: the slot's `next` is the one to take after it.
+    /// IN_ORDER: the next descriptor to take. Else: the entry of the queue of free ones that names it.
     pub(super) cursor: u16,
-    /// IN_ORDER: the first descriptor of the oldest chain in flight. Else: the last of the free ones. If none is free,
-    /// that one ends a chain in flight, and its slot's `next` is anything.
+    /// IN_ORDER: the first descriptor of the oldest chain in flight. Else: where the next one that is freed will queue.
     pub(super) tail: u16,
     /// Free descriptors.
     pub(super) free: u16,
@@ -69,9 +68,9 @@ impl State {
         Self {
             options,
             mask,
+            // Nothing is in flight, and all descriptors are queued as free, in the order of the table.
             cursor: 0,
-            // Not IN_ORDER: all descriptors are free, in the order of the table.
-            tail: if options.in_order { 0 } else { mask },
+            tail: 0,
             free: mask + 1,
             in_flight: 0,
             avail: index,
@@ -89,30 +88,27 @@ impl State {
         }
     }
 
+    /// The free descriptor that [`State::take`] takes next.
+    #[inline(always)]
+    pub(super) fn following(&self, slots: &mut Shadow<'_>) -> u16 {
+        if self.options.in_order {
+            self.cursor & self.mask
+        } else {
+            slots.at(usize::from(self.cursor)).free
+        }
+    }
+
     /// Takes a free descriptor. There is one.
     #[inline(always)]
     pub(super) fn take(&mut self, slots: &mut Shadow<'_>) -> u16 {
-        let id = self.cursor;
-        self.cursor = if self.options.in_order {
-            (id + 1) & self.mask
-        } else {
-            slots.at(usize::from(id)).next
-        };
+        let id = self.following(slots);
+        self.cursor = self.cursor.wrapping_add(1);
         id
     }
 
-    /// Enters a chain whose descriptors are taken and written into the available ring and the shadow.
-    pub(super) fn post(
-        &mut self,
-        ring: &Ring,
-        slots: &mut Shadow<'_>,
-        head: u16,
-        count: u16,
-        writable: u32,
-        cookie: u64,
-    ) {
+    /// Enters a chain, whose descriptors are taken and written, into the available ring and the shadow.
+    pub(super) fn post(&mut self, ring: &Ring, slots: &mut Shadow<'_>, head: u16, count: u16, writable: u32) {
         let slot = slots.at(usize::from(head));
-        slot.cookie = cookie;
         slot.writable = writable;
         slot.count = count;
         enter(ring, usize::from(self.avail), usize::from(head));
@@ -152,7 +148,6 @@ impl State {
         );
         let mut filling = Filling {
             state: self,
-            cursor,
             added: 0,
             scattered: 0,
             writable: mask != 0,
@@ -164,7 +159,7 @@ impl State {
             *slots.at(id) = Slot {
                 cookie,
                 writable: segment.len & mask,
-                next: 0,
+                free: 0,
                 count: 1,
             };
             if !ALIGNED {
@@ -172,7 +167,6 @@ impl State {
                 filling.scattered |= (avail + filling.added) ^ id;
             }
             filling.added += 1;
-            filling.cursor = (id + 1) & ring.mask();
         });
         filling.added
     }
@@ -191,17 +185,15 @@ impl State {
         );
         let mut filling = Filling {
             state: self,
-            cursor,
             added: 0,
             scattered: 0,
             writable: mask != 0,
         };
         buffers.take(free).for_each(|(segment, cookie)| {
             debug_assert_ne!(segment.len, 0, "a segment is empty");
-            let id = filling.cursor & ring.mask();
+            let id = usize::from(slots.at(cursor + filling.added).free) & ring.mask();
             ring.store_desc(id, Desc::new(segment.addr, segment.len, flags, 0));
             let slot = slots.at(id);
-            filling.cursor = usize::from(slot.next);
             slot.cookie = cookie;
             slot.writable = segment.len & mask;
             slot.count = 1;
@@ -299,7 +291,6 @@ impl State {
         mut each: impl FnMut(Completion),
     ) -> usize {
         let used = usize::from(self.used);
-        let mut empty = self.free == 0;
         let mut burst = Burst::new(self);
         while burst.positions < count {
             let (id, len) = ring.load_element(used + burst.positions);
@@ -321,18 +312,14 @@ impl State {
                 continue;
             }
             slot.count = 0;
-            slots.at(burst.tail).next = id as u16;
-            if empty {
-                burst.state.cursor = id as u16;
-                empty = false;
-            }
-            burst.tail = if descriptors == 1 {
-                id
-            } else {
-                last_of(&mut slots, id, descriptors)
-            };
+            slots.at(burst.tail).free = id as u16;
+            burst.tail += usize::from(descriptors);
             burst.chains += 1;
-            burst.descriptors += usize::from(descriptors);
+            let cookie = if descriptors == 1 {
+                cookie
+            } else {
+                free_rest(&mut slots, burst.tail, id, descriptors)
+            };
             let len = if len > posted { burst.state.lie() } else { len };
             each(Completion { cookie, len });
         }
@@ -390,16 +377,26 @@ fn enter(ring: &Ring, position: usize, head: usize) {
     }
 }
 
-/// The last descriptor of a chain.
+/// Not IN_ORDER: queues the descriptors of a chain behind its head as free, up to the entry before `end`; its cookie.
 #[cold]
-fn last_of(slots: &mut Shadow<'_>, head: usize, count: u16) -> usize {
-    (1..count).fold(head, |id, _| usize::from(slots.at(id).next))
+fn free_rest(slots: &mut Shadow<'_>, end: usize, head: usize, count: u16) -> u64 {
+    let mut cookie = slots.at(head).cookie;
+    for left in (1..usize::from(count)).rev() {
+        let id = cookie as u16;
+        slots.at(end - left).free = id;
+        cookie = slots.at(usize::from(id)).cookie;
+    }
+    cookie
+}
+
+/// Not IN_ORDER: the cookie of a chain, from its last descriptor.
+pub(super) fn cookie_of(slots: &mut Shadow<'_>, head: usize, count: u16) -> u64 {
+    (1..count).fold(slots.at(head).cookie, |id, _| slots.at(usize::from(id as u16)).cookie)
 }
 
 /// The progress of one burst of buffers, entered when it ends: also when the caller's iterator panics.
 struct Filling<'a> {
     state: &'a mut State,
-    cursor: usize,
     added: usize,
     /// Not 0 under the mask if a head went to another position than its own.
     scattered: usize,
@@ -411,7 +408,7 @@ impl Drop for Filling<'_> {
     fn drop(&mut self) {
         let state = &mut *self.state;
         let added = self.added as u16;
-        state.cursor = self.cursor as u16;
+        state.cursor = state.cursor.wrapping_add(added);
         state.identity &= self.scattered as u16 & state.mask == 0;
         state.posted(added, added, self.writable && added > 0);
     }
@@ -421,10 +418,10 @@ impl Drop for Filling<'_> {
 /// cookie is handed out twice.
 struct Burst<'a> {
     state: &'a mut State,
+    /// As the state's, but not wrapped: what it moves by is the descriptors freed.
     tail: usize,
     chains: usize,
     positions: usize,
-    descriptors: usize,
     batch: Option<(u32, u32)>,
 }
 
@@ -437,7 +434,6 @@ impl<'a> Burst<'a> {
             tail,
             chains: 0,
             positions: 0,
-            descriptors: 0,
             batch,
         }
     }
@@ -452,7 +448,6 @@ impl<'a> Burst<'a> {
             ..
         } = *slots.at(self.tail);
         self.tail += usize::from(count);
-        self.descriptors += usize::from(count);
         self.positions += 1;
         self.chains += 1;
         (cookie, writable)
@@ -463,10 +458,10 @@ impl Drop for Burst<'_> {
     #[inline(always)]
     fn drop(&mut self) {
         let state = &mut *self.state;
+        state.free += (self.tail as u16).wrapping_sub(state.tail);
         state.tail = self.tail as u16;
         state.batch = self.batch;
         state.in_flight -= self.chains as u16;
-        state.free += self.descriptors as u16;
         state.used = state.used.wrapping_add(self.positions as u16);
         if state.broken {
             // Nothing that the index announced is taken any more.
