@@ -220,7 +220,7 @@ mod tests {
             value.1 += 1;
             control.open();
             closed += 1;
-            if closed % 16 == 0 {
+            if closed.is_multiple_of(16) {
                 std::thread::sleep(Duration::from_micros(20));
             }
         }

@@ -97,6 +97,7 @@ unsafe impl Sync for Pool {}
 /// A thread's or queue's own stack of free buffers.
 pub(crate) struct Cache {
     pool: Arc<Pool>,
+    /// Of capacity [`CACHE`] or more, so that a push below that never allocates.
     ids: Vec<u32>,
 }
 
@@ -297,8 +298,13 @@ impl Cache {
     pub(crate) unsafe fn put(&mut self, meta: NonNull<Meta>) {
         // SAFETY: the caller owns it.
         let m = unsafe { meta.as_ref() };
-        if m.next.is_none() && m.pool == self.pool.0.as_ptr() && self.ids.len() < CACHE {
-            self.ids.push(m.id);
+        let len = self.ids.len();
+        if m.next.is_none() && m.pool == self.pool.0.as_ptr() && len < CACHE {
+            // SAFETY: below the capacity.
+            unsafe {
+                self.ids.as_mut_ptr().add(len).write(m.id);
+                self.ids.set_len(len + 1);
+            }
         } else {
             // SAFETY: handed on.
             unsafe { self.put_slow(meta) };

@@ -392,7 +392,7 @@ impl Served {
         };
         value.memory = memory;
         value.mergeable = features.contains(Features::NET_MRG_RXBUF);
-        *value.ring_mut(index % 2 == 0) = Some(BackRing::new(device, call, ring.enabled));
+        *value.ring_mut(is_receive(index)) = Some(BackRing::new(device, call, ring.enabled));
         ring.running = true;
         pair.gate.open();
         Ok(())
@@ -408,7 +408,7 @@ impl Served {
         ring.running = false;
         let value = pair.gate.close();
         value.publish_counts(&inner.counters[index / 2]);
-        let base = value.stop(index % 2 == 0);
+        let base = value.stop(is_receive(index));
         pair.gate.open();
         base
     }
@@ -416,7 +416,7 @@ impl Served {
     fn enable(&mut self, index: usize, on: bool) {
         if let Some((pair, ring)) = self.pair_of(index) {
             ring.enabled = on;
-            if let Some(running) = pair.gate.close().ring_mut(index % 2 == 0) {
+            if let Some(running) = pair.gate.close().ring_mut(is_receive(index)) {
                 running.enabled = on;
             }
             pair.gate.open();
@@ -429,7 +429,7 @@ impl Served {
         let Some((pair, ring)) = self.pair_of(index) else {
             return Ok(());
         };
-        if index % 2 == 1 {
+        if !is_receive(index) {
             if let Some(old) = &ring.kick {
                 // The front-end holds the same eventfd: closing ours would not take it out.
                 let _ = epoll::delete(&*pair.epoll, old);
@@ -453,7 +453,7 @@ impl Served {
             return Ok(());
         };
         ring.call = call;
-        if let Some(running) = pair.gate.close().ring_mut(index % 2 == 0) {
+        if let Some(running) = pair.gate.close().ring_mut(is_receive(index)) {
             running.call = copy;
         }
         pair.gate.open();
@@ -512,6 +512,11 @@ enum RingError {
     Call(std::io::Error),
     #[error("features {0:#x} without VIRTIO_F_VERSION_1: legacy front-ends are not supported")]
     Legacy(u64),
+}
+
+/// Of a pair the even virtqueue is the front-end's receive ring, the odd one its transmit ring (virtio 1.3, 5.1.2).
+fn is_receive(index: usize) -> bool {
+    index.is_multiple_of(2)
 }
 
 /// Takes a descriptor as kick or call only if it is an eventfd, and makes it one that does not block: anything else

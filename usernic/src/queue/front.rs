@@ -192,8 +192,8 @@ impl Pair {
         burst.rewrite(start, |mut packet| {
             let Some(part) = partial else {
                 let meta = packet.meta_mut();
-                // SAFETY: every posted buffer has its header before the data.
                 let n = if *mergeable {
+                    // SAFETY: every posted buffer has its header before the data.
                     unsafe { num_buffers(meta.data()) }
                 } else {
                     1

@@ -159,12 +159,10 @@ fn frames(count: usize, lengths: &[usize]) -> Vec<Vec<u8>> {
 }
 
 fn options() -> impl Iterator<Item = Options> {
-    (0..8).map(|bits| {
-        let mut options = Options::default();
-        options.event_idx = bits & 1 != 0;
-        options.in_order = bits & 2 != 0;
-        options.indirect = bits & 4 != 0;
-        options
+    (0..8).map(|bits| Options {
+        event_idx: bits & 1 != 0,
+        in_order: bits & 2 != 0,
+        indirect: bits & 4 != 0,
     })
 }
 

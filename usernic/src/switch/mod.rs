@@ -174,7 +174,7 @@ impl Switch {
                 quiet_since = None;
                 // The clock is for ageing: some hundred turns late does not matter.
                 turns = turns.wrapping_add(1);
-                if turns % 256 == 0 {
+                if turns.is_multiple_of(256) {
                     self.tick();
                 }
                 continue;
@@ -263,7 +263,7 @@ impl Switch {
         let mut last = None;
         for to in 0..self.ports.len() {
             let port = &mut self.ports[to];
-            if to == from || port.role != Role::Learn || !port.was_up {
+            if to == from || port.role != Role::Learn || !port.port.link().up {
                 continue;
             }
             if let Some(to) = last.replace(to) {

@@ -177,7 +177,7 @@ impl Listener {
             Err(e) => return Err(Error::socket("listening at", path, e)),
         }
         let file = rustix::fs::lstat(path)
-            .map(|stat| (stat.st_dev as u64, stat.st_ino as u64))
+            .map(|stat| (stat.st_dev, stat.st_ino))
             .unwrap_or((0, 0));
         let listener = Listener {
             socket,
@@ -231,8 +231,7 @@ impl AsFd for Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        let ours =
-            rustix::fs::lstat(&self.path).is_ok_and(|stat| (stat.st_dev as u64, stat.st_ino as u64) == self.file);
+        let ours = rustix::fs::lstat(&self.path).is_ok_and(|stat| (stat.st_dev, stat.st_ino) == self.file);
         if ours {
             let _ = rustix::fs::unlink(&self.path);
         }
