@@ -43,6 +43,9 @@ enum What {
         /// Show what long commands print
         #[arg(long, short)]
         verbose: bool,
+        /// Test this `usernic` program instead of building one
+        #[arg(long, value_name = "FILE")]
+        usernic: Option<PathBuf>,
         /// Run only cases with one of these in their name
         filter: Vec<String>,
     },
@@ -105,6 +108,7 @@ fn run(what: What) -> Result<bool> {
             require_all,
             list,
             verbose,
+            usernic,
             filter,
         } => test::command(
             root,
@@ -113,6 +117,7 @@ fn run(what: What) -> Result<bool> {
                 list,
                 filter,
                 verbose,
+                usernic,
             },
         ),
         What::Bench {

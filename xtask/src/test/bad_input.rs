@@ -85,8 +85,8 @@ pub fn cases() -> Vec<Case> {
     add("back-end-without-version-1", &[], no_version_1);
     add("more-queues-than-the-back-end-has", &[], too_many_queues);
     add("back-end-that-never-answers", &[], silent_back_end);
-    add("mount-too-small", &[Need::Root], mount_too_small);
-    add("hugetlbfs-full", &[Need::Root], hugetlbfs_full);
+    add("mount-too-small", &[Need::Root, Need::Hugepages], mount_too_small);
+    add("hugetlbfs-full", &[Need::Root, Need::Hugepages], hugetlbfs_full);
     add("capture-truncated", &[], capture_truncated);
     add("capture-of-something-else", &[], not_a_capture);
     add("frame-longer-than-the-buffers", &[], long_frame);
@@ -144,7 +144,8 @@ fn failure(mut process: Process, words: &[&str]) -> Result<String> {
         let found = output.to_lowercase().contains(&word.to_lowercase());
         ensure!(found, "its message does not say \"{word}\"{}", process.tail());
     }
-    Ok(output.lines().next_back().unwrap_or_default().trim().to_owned())
+    let said = |l: &&str| l.starts_with("usernic: ") || l.starts_with("error: ");
+    Ok(output.lines().find(said).unwrap_or_default().trim().to_owned())
 }
 
 fn long_path(ctx: &Ctx) -> Result<Outcome> {
@@ -184,7 +185,6 @@ fn against(ctx: &Ctx, behaviour: Behaviour, more: &str, words: &[&str]) -> Resul
     ];
     let message = failure(Usernic::spawn(ctx, &args)?, words)?;
     backend.finish()?;
-    std::fs::remove_file(&socket)?;
     Ok(message)
 }
 
@@ -207,7 +207,6 @@ fn back_end_closes(ctx: &Ctx) -> Result<Outcome> {
         let steps = backend.steps_until_enabled(SOON)?;
         process.kill();
         backend.finish()?;
-        std::fs::remove_file(&socket)?;
         steps
     };
     ensure!(steps >= 8, "only {steps} messages until the rings are enabled");
@@ -254,9 +253,7 @@ fn silent_back_end(ctx: &Ctx) -> Result<Outcome> {
 
 /// A front-end in a mount namespace of its own, with a hugetlbfs of so many bytes, after `first` was run there.
 fn with_hugetlbfs(ctx: &Ctx, size: u64, first: &str, spec: &str, words: &[&str]) -> Result<Outcome> {
-    let Some(mount) = ctx.hugetlbfs("small")? else {
-        return Ok(Outcome::Skipped("no hugepages are to be had here".into()));
-    };
+    let mount = ctx.hugetlbfs("small")?.context("the hugepages are gone")?;
     let socket = ctx.dir.join("s");
     let before = Traces::of(ctx)?;
     let backend = FakeBackend::listen(&socket, Behaviour::default())?;
@@ -280,7 +277,6 @@ fn with_hugetlbfs(ctx: &Ctx, size: u64, first: &str, spec: &str, words: &[&str])
     };
     let message = failure(Process::spawn("usernic generate", command, &surroundings)?, words)?;
     backend.finish()?;
-    std::fs::remove_file(&socket)?;
     let after = Traces::of(ctx)?;
     ensure!(before == after, "left behind: {after:?} instead of {before:?}");
     Ok(Outcome::Passed(message))

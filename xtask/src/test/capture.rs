@@ -203,7 +203,8 @@ fn dpdk_virtio_user(ctx: &Ctx, size: u16, key: &str) -> Result<Outcome> {
         testpmd::virtio_user(0, &a, size, key),
         testpmd::virtio_user(1, &b, size, key),
     ];
-    let mut testpmd = Testpmd::start(program(&ctx.found.testpmd)?, &config)?;
+    let mut testpmd = Testpmd::start(program(&ctx.found.testpmd)?, &config)
+        .with_context(|| format!("replay{}\ncapture{}", replay.tail(), capturing.process().tail()))?;
     testpmd.forward("io")?;
     replay.wait_success(Duration::from_secs(60))?;
     capturing.finish(ctx).with_context(|| {

@@ -52,6 +52,8 @@ pub enum Need {
     Testpmd,
     /// OVS with its DPDK datapath, and /dev/net/tun.
     Ovs,
+    /// Hugepages of 2 MiB.
+    Hugepages,
     /// A program on the PATH.
     Tool(&'static str),
     /// The `usernic` program, which the first case that needs it builds.
@@ -140,6 +142,8 @@ pub struct Options {
     pub filter: Vec<String>,
     /// Output of long commands.
     pub verbose: bool,
+    /// The `usernic` program, if it is not to be built.
+    pub usernic: Option<PathBuf>,
 }
 
 fn suites() -> Vec<Case> {
@@ -205,9 +209,11 @@ pub fn command(root: &Path, options: &Options) -> Result<bool> {
         );
     }
     let huge = is_root()
-        && cases
-            .iter()
-            .any(|c| c.needs.iter().any(|n| matches!(n, Need::Testpmd | Need::Ovs)));
+        && cases.iter().any(|c| {
+            c.needs
+                .iter()
+                .any(|n| matches!(n, Need::Testpmd | Need::Ovs | Need::Hugepages))
+        });
     let scratch = Scratch::new(if huge { PAGES } else { 0 })?;
     let mut ctx = Ctx {
         root: root.to_owned(),
@@ -218,7 +224,7 @@ pub fn command(root: &Path, options: &Options) -> Result<bool> {
         verbose: options.verbose,
     };
     if cases.iter().any(|c| c.needs.contains(&Need::Usernic)) {
-        ctx.usernic = workspace::build_usernic(&ctx)?;
+        ctx.usernic = workspace::usernic(&ctx, options.usernic.as_deref())?;
     }
     let mut tally = Tally::default();
     for (index, case) in cases.iter().enumerate() {
@@ -253,6 +259,7 @@ pub fn command(root: &Path, options: &Options) -> Result<bool> {
 fn lacking(ctx: &Ctx, need: Need) -> Option<String> {
     let missing = |what: &str| Some(format!("{what} is missing: cargo xtask peers"));
     match need {
+        Need::Hugepages if ctx.scratch.pages() == 0 => Some("no hugepages of 2 MiB can be reserved here".into()),
         Need::Root if !is_root() => Some("needs root".into()),
         Need::Testpmd if ctx.found.testpmd.is_none() => missing("dpdk-testpmd"),
         Need::Ovs if ctx.found.vswitchd.is_none() || ctx.found.ovsdb_server.is_none() => missing("ovs-vswitchd-dpdk"),

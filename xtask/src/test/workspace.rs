@@ -1,6 +1,6 @@
 //! The crates' own tests, the models of their memory orderings, and the proof that the leaves need no std.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -37,16 +37,21 @@ fn target_dir(ctx: &Ctx) -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| ctx.root.join("target"), PathBuf::from)
 }
 
-/// Builds the `usernic` program and copies it to where every user can run it.
-pub fn build_usernic(ctx: &Ctx) -> Result<PathBuf> {
-    long(
-        ctx,
-        "cargo build",
-        ctx.cargo(&["build", "--release", "--package", "usernic-cli"]),
-    )?;
-    let built = target_dir(ctx).join("release/usernic");
+/// Builds the `usernic` program, unless one is given, and copies it to where every user can run it.
+pub fn usernic(ctx: &Ctx, given: Option<&Path>) -> Result<PathBuf> {
+    let program = match given {
+        Some(program) => program.to_owned(),
+        None => {
+            long(
+                ctx,
+                "cargo build",
+                ctx.cargo(&["build", "--release", "--package", "usernic-cli"]),
+            )?;
+            target_dir(ctx).join("release/usernic")
+        }
+    };
     let copy = ctx.scratch.subdir("bin")?.join("usernic");
-    std::fs::copy(&built, &copy).with_context(|| format!("{} after the build", built.display()))?;
+    std::fs::copy(&program, &copy).with_context(|| program.display().to_string())?;
     Ok(copy)
 }
 

@@ -4,7 +4,7 @@
 
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -25,6 +25,7 @@ const GET_VRING_BASE: u32 = 11;
 const GET_PROTOCOL_FEATURES: u32 = 15;
 const GET_QUEUE_NUM: u32 = 17;
 const SET_VRING_ENABLE: u32 = 18;
+const SET_STATUS: u32 = 39;
 const GET_STATUS: u32 = 40;
 
 const VERSION: u32 = 1;
@@ -65,6 +66,7 @@ struct Seen {
 
 /// The back-end, in a thread.
 pub struct FakeBackend {
+    path: PathBuf,
     seen: Arc<Seen>,
     thread: Option<JoinHandle<()>>,
 }
@@ -95,6 +97,7 @@ impl FakeBackend {
             }
         });
         Ok(FakeBackend {
+            path: path.to_owned(),
             seen,
             thread: Some(thread),
         })
@@ -115,7 +118,7 @@ impl FakeBackend {
         }
     }
 
-    /// Ends it; an error if a message was malformed.
+    /// Ends it and removes its socket; an error if a message was malformed.
     pub fn finish(mut self) -> Result<()> {
         self.end();
         match self.seen.trouble.lock().unwrap_or_else(|e| e.into_inner()).take() {
@@ -128,6 +131,7 @@ impl FakeBackend {
         self.seen.stop.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
+            let _ = std::fs::remove_file(&self.path);
         }
     }
 }
@@ -165,6 +169,7 @@ fn serve(mut stream: UnixStream, behaviour: Behaviour, seen: &Seen) -> Result<()
     stream.set_nonblocking(false)?;
     stream.set_read_timeout(Some(Duration::from_millis(20)))?;
     let mut count = 0;
+    let mut status = 0u64;
     loop {
         if behaviour.close_after == Some(count) {
             return Ok(());
@@ -190,6 +195,9 @@ fn serve(mut stream: UnixStream, behaviour: Behaviour, seen: &Seen) -> Result<()
                 .enabled_after
                 .compare_exchange(0, count, Ordering::Relaxed, Ordering::Relaxed);
         }
+        if request == SET_STATUS {
+            status = u64::from(payload.first().copied().unwrap_or(0));
+        }
         if behaviour.silent || behaviour.close_after == Some(count) {
             continue;
         }
@@ -197,7 +205,7 @@ fn serve(mut stream: UnixStream, behaviour: Behaviour, seen: &Seen) -> Result<()
             GET_FEATURES => Some(behaviour.features.to_le_bytes().to_vec()),
             GET_PROTOCOL_FEATURES => Some(PROTOCOL_FEATURES.to_le_bytes().to_vec()),
             GET_QUEUE_NUM => Some(behaviour.queues.to_le_bytes().to_vec()),
-            GET_STATUS => Some(0u64.to_le_bytes().to_vec()),
+            GET_STATUS => Some(status.to_le_bytes().to_vec()),
             // The vring state: the index that was asked for, and a base of 0.
             GET_VRING_BASE => Some(payload.iter().copied().take(4).chain([0; 4]).collect()),
             _ if flags & NEED_REPLY != 0 => Some(0u64.to_le_bytes().to_vec()),
