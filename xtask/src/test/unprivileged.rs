@@ -71,7 +71,7 @@ fn capture(ctx: &Ctx) -> Result<Outcome> {
         ensure!(std::time::Instant::now() < end, "no sockets{}", switch.tail());
         sleep(Duration::from_millis(5))?;
     }
-    let sent = pcap::frames((0..1000).map(|i| 60 + i * 9));
+    let sent = pcap::frames((0..1000).map(|i| 60 + i * 8));
     let (input, output) = (ctx.dir.join("in.pcap"), home.join("out.pcap"));
     pcap::write(&input, &sent)?;
     let port = |socket| format!("virtio-user,path={socket},mtu=9000");
