@@ -10,7 +10,7 @@ use serde::Serialize;
 use usernic::Burst;
 use usernic::spec::PortSpec;
 
-use crate::common::{self, Ended, Meter, Pacer, PollArgs, Summary, Usage};
+use crate::common::{self, Ended, Meter, Pacer, PollArgs, SendArgs, Summary, Usage};
 use crate::packets::{self, Mac};
 
 /// Which lengths to send, in bytes without FCS.
@@ -79,6 +79,8 @@ pub struct Args {
     #[arg(long, num_args = 2, value_names = ["FROM", "TO"], default_values = ["192.0.2.1", "192.0.2.2"])]
     ip: Vec<IpAddr>,
     #[command(flatten)]
+    send: SendArgs,
+    #[command(flatten)]
     poll: PollArgs,
 }
 
@@ -123,6 +125,7 @@ pub fn run(args: Args, json: bool) -> Result<()> {
     let (mut burst, mut fresh, mut received) = (Burst::new(size), Burst::new(size), Burst::new(64));
     let (mut frames, mut made) = (0u64, 0u64);
     let start = Instant::now();
+    let mut last = (0, start);
     let mut turns = 0u32;
     let ended = loop {
         // The clock and the flag are looked at every few bursts.
@@ -133,6 +136,12 @@ pub fn run(args: Args, json: bool) -> Result<()> {
             }
             if args.seconds.is_some_and(|s| start.elapsed() >= s) {
                 break Ended::Time;
+            }
+            if frames > last.0 || burst.is_empty() {
+                last = (frames, Instant::now());
+            } else if last.1.elapsed() > args.send.stall {
+                let seconds = args.send.stall.as_secs_f64();
+                bail!("the other side has taken no frame for {seconds} s, after {frames} frames");
             }
             if meter.is_due() {
                 meter.show(port.stats());
@@ -174,8 +183,9 @@ pub fn run(args: Args, json: bool) -> Result<()> {
         }
     };
     queue.free(&mut burst);
-    meter.finish();
     let seconds = start.elapsed().as_secs_f64();
+    args.send.linger(&mut queue, &stop)?;
+    meter.finish();
     let stats = port.stats();
     let totals = Totals {
         frames,

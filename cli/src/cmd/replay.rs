@@ -10,7 +10,7 @@ use usernic::Burst;
 use usernic::spec::PortSpec;
 
 use crate::capture_file::Capture;
-use crate::common::{self, Ended, Meter, Pacer, PollArgs, Summary};
+use crate::common::{self, Ended, Meter, Pacer, PollArgs, SendArgs, Summary};
 
 /// When frames are sent.
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -48,6 +48,8 @@ pub struct Args {
     /// Frames handed over at a time
     #[arg(long, value_name = "N", default_value = "32", value_parser = clap::value_parser!(u16).range(1..=1024))]
     burst: u16,
+    #[command(flatten)]
+    send: SendArgs,
     #[command(flatten)]
     poll: PollArgs,
 }
@@ -93,7 +95,7 @@ pub fn run(args: Args, json: bool) -> Result<()> {
     let total = capture.len() as u64 * args.loops;
     let (mut next, mut frames, mut bytes) = (0u64, 0u64, 0u64);
     let start = Instant::now();
-    let mut loop_start = start;
+    let (mut loop_start, mut last) = (start, start);
     let ended = loop {
         if stop.load(Ordering::Relaxed) {
             break Ended::Signal;
@@ -150,6 +152,7 @@ pub fn run(args: Args, json: bool) -> Result<()> {
             added += 1;
         }
         if burst.is_empty() {
+            last = Instant::now();
             if let Some(pacer) = &pacer {
                 pacer.idle();
             }
@@ -163,7 +166,15 @@ pub fn run(args: Args, json: bool) -> Result<()> {
         if let Some(pacer) = &mut pacer {
             pacer.sent(sent);
         }
-        if sent == 0 {
+        if sent > 0 {
+            last = Instant::now();
+        } else {
+            if last.elapsed() > args.send.stall {
+                bail!(
+                    "the other side has taken no frame for {} s, after {frames} of {total} frames",
+                    args.send.stall.as_secs_f64()
+                );
+            }
             // The other side is slower: give it the CPU if it has none.
             std::thread::yield_now();
         }
@@ -173,6 +184,7 @@ pub fn run(args: Args, json: bool) -> Result<()> {
     }
     queue.free(&mut burst);
     let seconds = start.elapsed().as_secs_f64();
+    args.send.linger(&mut queue, &stop)?;
     meter.finish();
     let stats = port.stats();
     let totals = Totals {

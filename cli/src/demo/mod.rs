@@ -23,7 +23,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -73,6 +73,7 @@ const WINDOW: usize = 64;
 /// A switch on a thread of its own.
 struct Running {
     stop: Arc<AtomicBool>,
+    tid: Arc<AtomicI32>,
     thread: Option<JoinHandle<Result<Switch>>>,
 }
 
@@ -80,15 +81,27 @@ impl Running {
     fn start(mut switch: Switch, cpu: Option<usize>) -> Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&stop);
+        let tid = Arc::new(AtomicI32::new(0));
+        let own = Arc::clone(&tid);
         let thread = std::thread::Builder::new().name("switch".into()).spawn(move || {
+            own.store(rustix::thread::gettid().as_raw_nonzero().get(), Ordering::Release);
             cpu.map_or(Ok(()), common::pin)?;
             switch.run(&flag)?;
             Ok(switch)
         })?;
         Ok(Running {
             stop,
+            tid,
             thread: Some(thread),
         })
+    }
+
+    /// Nanoseconds that the thread has run, and that it was ready to and had no CPU (/proc/PID/task/TID/schedstat).
+    fn schedule(&self) -> Option<(u64, u64)> {
+        let path = format!("/proc/self/task/{}/schedstat", self.tid.load(Ordering::Acquire));
+        let text = std::fs::read_to_string(path).ok()?;
+        let mut numbers = text.split_whitespace().map(str::parse);
+        Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
     }
 
     fn finish(mut self) -> Result<Switch> {
@@ -187,7 +200,8 @@ fn write_files(out: &Path, results: &Results) -> Result<PathBuf> {
     match write(out) {
         Ok(()) => Ok(out.to_owned()),
         Err(e) => {
-            let folder = std::env::temp_dir();
+            // A new folder: names in a folder for everybody could be links that somebody else put there.
+            let folder = tempfile::Builder::new().prefix("usernic-demo-").tempdir()?.keep();
             eprintln!("cannot write to {}: {e}", out.display());
             write(&folder).with_context(|| format!("cannot write to {} either", folder.display()))?;
             Ok(folder)
@@ -279,7 +293,14 @@ impl<'a> Demo<'a> {
             Err(e) => (None, Some(format!("the kernel's veth: {}", common::describe(&e)))),
         };
         let window = Duration::from_secs_f64(measure.as_secs_f64() / (ROUNDS * 9) as f64);
+        let before = reflector.schedule();
         let rows = self.measure(&mut a, veth.as_mut(), pair, window)?;
+        let waited = before
+            .zip(reflector.schedule())
+            .map(|((run, wait), (run_now, wait_now))| {
+                let (run, wait) = ((run_now - run) as f64, (wait_now - wait) as f64);
+                wait / (run + wait).max(1.0)
+            });
         a.ask(&Order::Close)?;
         drop(reflector.finish()?);
         self.step(100, "done");
@@ -293,6 +314,7 @@ impl<'a> Demo<'a> {
             rounds: ROUNDS,
             window_ms: window.as_millis() as u64,
             rows,
+            waited,
             missing,
             seconds: 0.0,
         })

@@ -28,6 +28,8 @@ pub struct Results {
     pub window_ms: u64,
     /// The measurements.
     pub rows: Vec<Row>,
+    /// Of the time that the switch's thread wanted to run: the part in which other programs had its CPU.
+    pub waited: Option<f64>,
     /// Why rows are missing, if some are.
     pub missing: Option<String>,
     /// From the first line to the last, in seconds.
@@ -247,6 +249,14 @@ impl Results {
             let _ = writeln!(out, "not measured: {missing}");
         }
         out.push_str(&self.verdict());
+        // Above this, windows say more about the neighbours than about either path.
+        if let Some(waited) = self.waited.filter(|w| *w > 0.04) {
+            let _ = writeln!(
+                out,
+                "The machine is busy: the switch waited for its CPU {:.0} % of the time. Do not trust these figures.",
+                waited * 100.0
+            );
+        }
         out
     }
 
@@ -456,6 +466,7 @@ pub(super) mod tests {
                 }
                 .row("veth, UDP, blocking", false),
             ],
+            waited: Some(0.01),
             missing: None,
             seconds: 1.0,
         }
@@ -492,7 +503,10 @@ pub(super) mod tests {
             .map(|l| l.chars().count())
             .collect();
         assert!(widths.len() > 5 && widths.iter().all(|w| *w == widths[0]), "{widths:?}");
+        assert!(!plain.contains("busy: "));
         let mut one = results.clone();
+        one.waited = Some(0.3);
+        assert!(one.tables(false).contains("waited for its CPU 30 % of the time"));
         one.cpus = vec![3];
         one.replay.received = 1;
         let text = one.tables(false);
