@@ -177,6 +177,10 @@ fn dpdk_vhost(ctx: &Ctx, size: u16, key: &str) -> Result<Outcome> {
             .process()
             .wait_for("virtio is now ready for processing", mark, UP)?;
         sleep(Duration::from_millis(100))
+    })
+    .with_context(|| match (testpmd.stats(1), testpmd.stats(0)) {
+        (Ok(from), Ok(to)) => format!("the other way: testpmd received {} and sent {}", from.rx, to.tx),
+        _ => "the other way".into(),
     })?;
     passed()
 }
