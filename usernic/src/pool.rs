@@ -97,10 +97,12 @@ unsafe impl Sync for Pool {}
 /// A thread's or queue's own stack of free buffers.
 pub(crate) struct Cache {
     pool: Arc<Pool>,
-    /// Of capacity [`CACHE`] or more, so that a push below that never allocates.
+    /// Of capacity `most` or more, so that a push below that never allocates.
     ids: Vec<u32>,
+    most: usize,
 }
 
+/// Buffers that a cache holds at the most; and an eighth of the pool, so that caches do not starve it.
 const CACHE: usize = 512;
 
 impl Pool {
@@ -242,14 +244,21 @@ impl Inner {
 
 impl Cache {
     pub(crate) fn new(pool: Arc<Pool>) -> Self {
+        let most = (pool.inner().meta.len() / 8).clamp(4 * BULK, CACHE);
         Cache {
             pool,
-            ids: Vec::with_capacity(CACHE),
+            ids: Vec::with_capacity(most),
+            most,
         }
     }
 
     pub(crate) fn pool(&self) -> &Arc<Pool> {
         &self.pool
+    }
+
+    /// Buffers that can be made ready at the most.
+    pub(crate) fn most(&self) -> usize {
+        self.most.min(self.pool.inner().meta.len())
     }
 
     /// Makes `n` buffers ready, if there are so many; how many are.
@@ -265,7 +274,7 @@ impl Cache {
     #[inline(never)]
     fn refill(&mut self, n: usize) -> usize {
         let have = self.ids.len();
-        let want = (n - have).next_multiple_of(BULK).min(CACHE - have);
+        let want = (n - have).next_multiple_of(BULK).min(self.most - have);
         self.ids.resize(have + want, 0);
         let got = self.pool.inner().take(&mut self.ids[have..]);
         self.ids.truncate(have + got);
@@ -273,7 +282,7 @@ impl Cache {
             // This thread's magazine may hold the rest.
             flush_this_thread();
             let have = self.ids.len();
-            self.ids.resize((have + BULK).min(CACHE), 0);
+            self.ids.resize((have + BULK).min(self.most), 0);
             let got = self.pool.inner().take(&mut self.ids[have..]);
             self.ids.truncate(have + got);
         }
@@ -299,7 +308,7 @@ impl Cache {
         // SAFETY: the caller owns it.
         let m = unsafe { meta.as_ref() };
         let len = self.ids.len();
-        if m.next.is_none() && m.pool == self.pool.0.as_ptr() && len < CACHE {
+        if m.next.is_none() && m.pool == self.pool.0.as_ptr() && len < self.most {
             // SAFETY: below the capacity.
             unsafe {
                 self.ids.as_mut_ptr().add(len).write(m.id);
@@ -323,8 +332,8 @@ impl Cache {
                 unsafe { free(meta) };
                 continue;
             }
-            if self.ids.len() == CACHE {
-                self.flush(CACHE / 2);
+            if self.ids.len() == self.most {
+                self.flush(self.most / 2);
             }
             self.ids.push(m.id);
         }

@@ -133,15 +133,10 @@ pub fn run(args: Args, json: bool) -> Result<()> {
             }
             let Some(mut packet) = queue.packet() else { break };
             let frame = capture.frame(index);
-            if let Err(e) = packet.copy_from(frame) {
-                if burst.is_empty() && added == 0 {
-                    bail!(
-                        "{}: frame {} of {} bytes: {e}",
-                        args.pcap.display(),
-                        index + 1,
-                        frame.len()
-                    );
-                }
+            if packet.copy_from(frame).is_err() {
+                // The buffers are in flight: what the other side has taken comes back, the rest of them is in the
+                // queue's own stack.
+                queue.reclaim();
                 break;
             }
             if burst.push(packet).is_err() {
@@ -151,15 +146,12 @@ pub fn run(args: Args, json: bool) -> Result<()> {
             next += 1;
             added += 1;
         }
-        if burst.is_empty() {
+        if burst.is_empty() && (next == total || args.timing == Timing::Original || pacer.is_some()) {
             last = Instant::now();
             if let Some(pacer) = &pacer {
                 pacer.idle();
             }
             continue;
-        }
-        if !port.link().up {
-            bail!("the link went down after {frames} of {total} frames");
         }
         let sent = queue.tx(&mut burst);
         frames += sent as u64;
@@ -170,10 +162,16 @@ pub fn run(args: Args, json: bool) -> Result<()> {
             last = Instant::now();
         } else {
             if last.elapsed() > args.send.stall {
-                bail!(
-                    "the other side has taken no frame for {} s, after {frames} of {total} frames",
-                    args.send.stall.as_secs_f64()
-                );
+                let seconds = args.send.stall.as_secs_f64();
+                if !port.link().up {
+                    bail!("the link has been down for {seconds} s, after {frames} of {total} frames");
+                }
+                if burst.is_empty() {
+                    bail!(
+                        "no buffers for {seconds} s, after {frames} of {total} frames: raise buffers= in the port spec"
+                    );
+                }
+                bail!("the other side has taken no frame for {seconds} s, after {frames} of {total} frames");
             }
             // The other side is slower: give it the CPU if it has none.
             std::thread::yield_now();

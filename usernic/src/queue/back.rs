@@ -407,6 +407,10 @@ fn gather(parts: &[Part], cache: &mut Cache, others: usize) -> Result<Option<Pac
     let room = cache.pool().room() as usize;
     // The buffers that the burst's other frames need stay reserved.
     let needed = (total - NET_HEADER).div_ceil(room) + others;
+    if needed > cache.most() {
+        // It would wait for ever.
+        return Ok(None);
+    }
     if cache.reserve(needed) < needed {
         return Err(NoBuffers);
     }

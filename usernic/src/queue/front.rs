@@ -8,7 +8,7 @@ use hugemem::Segment;
 use super::raw::{Buffer, NET_HEADER, RawQueue, num_buffers};
 use crate::copy::prefetch;
 use crate::packet::{Burst, Packet};
-use crate::pool::{self, Cache, HEADROOM, Meta};
+use crate::pool::{self, BULK, Cache, HEADROOM, Meta};
 use crate::stats::Counters;
 
 /// A packet's buffer on its way into a ring.
@@ -240,25 +240,34 @@ impl Pair {
     /// Fills the receive ring and publishes that.
     pub(crate) fn fill(&mut self, cache: &mut Cache, counters: &Counters) {
         let rx = &mut self.raw.rx;
-        let want = rx.free();
-        if want == 0 {
-            return;
-        }
-        let have = cache.reserve(want);
-        if have < want {
-            counters.rx_no_buffer.add(1);
-        }
+        let mut want = rx.free();
         let room = cache.pool().room();
-        rx.post(std::iter::from_fn(|| {
-            let mut meta = cache.pop()?;
-            // SAFETY: just taken from the cache; the ring owns it from here.
-            let m = unsafe { meta.as_mut() };
-            m.len = room;
-            // The other side writes a header there.
-            m.zeroed_at = 0;
-            Some(Owned(meta))
-        }));
-        rx.publish();
+        let mut posted = 0;
+        while want > 0 {
+            let have = cache.reserve(want.min(BULK)).min(want);
+            if have == 0 {
+                counters.rx_no_buffer.add(1);
+                break;
+            }
+            let buffers = std::iter::from_fn(|| {
+                let mut meta = cache.pop()?;
+                // SAFETY: just taken from the cache; the ring owns it from here.
+                let m = unsafe { meta.as_mut() };
+                m.len = room;
+                // The other side writes a header there.
+                m.zeroed_at = 0;
+                Some(Owned(meta))
+            });
+            let n = rx.post(buffers.take(have));
+            want -= n;
+            posted += n;
+            if n == 0 {
+                break;
+            }
+        }
+        if posted > 0 {
+            rx.publish();
+        }
     }
 
     #[inline]
@@ -268,6 +277,7 @@ impl Pair {
         }
         let mut bytes = 0u64;
         let mut sent = 0;
+        let mut retried = false;
         loop {
             let tx = &mut self.raw.tx;
             let n = tx.send(burst[sent..].iter_mut().map(|packet| {
@@ -288,6 +298,11 @@ impl Pair {
                 Ok(true) => {
                     bytes += len;
                     sent += 1;
+                }
+                Ok(false) if !retried => {
+                    // More descriptors than were left free are behind this frame's segments.
+                    retried = true;
+                    self.reclaim(cache);
                 }
                 Ok(false) => break,
                 Err(_) => {

@@ -20,7 +20,7 @@ pub use raw::{Buffer, MAX_SEGMENTS, RawQueue, RawRing, TooManySegments};
 use crate::copy::prefetch_write;
 use crate::gate::DataSide;
 use crate::packet::{Burst, Packet};
-use crate::pool::{self, Cache};
+use crate::pool::{self, BULK, Cache};
 use crate::port::Shelf;
 use crate::stats::{Counters, Stats};
 
@@ -109,22 +109,38 @@ impl Queue {
     pub fn alloc(&mut self, burst: &mut Burst, count: usize) -> usize {
         let count = count.min(burst.room());
         let parts = self.parts();
-        let mut have = parts.cache.reserve(count);
-        if have < count {
-            parts.reclaim();
-            have = parts.cache.reserve(count);
-        }
-        let count = count.min(have);
-        for _ in 0..count {
-            let Some(meta) = parts.cache.pop() else { break };
-            // SAFETY: the buffer is ours; count is at most the room.
-            unsafe {
-                // The other side had these lines last, and they are about to be written.
-                prefetch_write(meta.as_ref().data());
-                burst.push_unchecked(Packet::from_meta(meta));
+        let mut done = 0;
+        let mut reclaimed = false;
+        while done < count {
+            let want = (count - done).min(BULK);
+            let have = parts.cache.reserve(want).min(want);
+            if have == 0 {
+                if reclaimed {
+                    break;
+                }
+                reclaimed = true;
+                parts.reclaim();
+            }
+            for _ in 0..have {
+                let Some(meta) = parts.cache.pop() else { break };
+                // SAFETY: the buffer is ours; no more than the room.
+                unsafe {
+                    // The other side had these lines last, and they are about to be written.
+                    prefetch_write(meta.as_ref().data());
+                    burst.push_unchecked(Packet::from_meta(meta));
+                }
+                done += 1;
             }
         }
-        count
+        done
+    }
+
+    /// Takes back the buffers of what the other side has sent on, and gives all that this queue keeps for itself to the
+    /// port's pool: for when a frame did not get the buffers it needs.
+    pub fn reclaim(&mut self) {
+        let parts = self.parts();
+        parts.reclaim();
+        parts.cache.flush(0);
     }
 
     /// A fresh, empty packet, if the port has a buffer.
