@@ -130,7 +130,7 @@ pub fn run(args: Args, json: bool) -> Result<()> {
     let ended = loop {
         // The clock and the flag are looked at every few bursts.
         turns = turns.wrapping_add(1);
-        if turns % 16 == 0 {
+        if turns.is_multiple_of(16) {
             if stop.load(Ordering::Relaxed) {
                 break Ended::Signal;
             }

@@ -171,7 +171,7 @@ pub fn run(args: Args, json: bool) -> Result<()> {
             while !over() {
                 std::thread::sleep(Duration::from_millis(20));
                 slices += 1;
-                if publish && slices % 25 == 0 {
+                if publish && slices.is_multiple_of(25) {
                     pause.store(true, Ordering::Relaxed);
                 }
             }

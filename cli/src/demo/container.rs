@@ -260,8 +260,8 @@ fn throughput(
         }
         queue.tx(&mut out);
         if queue.rx(&mut back) == 0 {
-            idle += 1;
-            if idle % 4096 == 0 && last.elapsed() > Duration::from_secs(1) {
+            idle = idle.wrapping_add(1);
+            if idle.is_multiple_of(4096) && last.elapsed() > Duration::from_secs(1) {
                 bail!("the reflector has returned nothing for a second, {in_flight} frames in flight");
             }
             std::hint::spin_loop();
@@ -305,8 +305,8 @@ fn latency(queue: &mut Queue, port: &Port, limit: Duration, next: &mut u64) -> R
         }
         let mut spins = 0u32;
         while queue.rx(&mut burst) == 0 {
-            spins += 1;
-            if spins % 4096 == 0 && before.elapsed() > Duration::from_secs(1) {
+            spins = spins.wrapping_add(1);
+            if spins.is_multiple_of(4096) && before.elapsed() > Duration::from_secs(1) {
                 bail!("frame {next} did not come back within a second");
             }
             std::hint::spin_loop();

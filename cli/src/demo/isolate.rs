@@ -100,6 +100,12 @@ pub fn enter_namespaces() -> Result<()> {
 /// `root` is an empty directory, used as the place to mount on.
 pub fn enter_root(root: &Path, sockets: &[PathBuf]) -> Result<()> {
     let tried = |what: &str| format!("{what} (root at {})", root.display());
+    fs::metadata(root).with_context(|| {
+        format!(
+            "user nobody cannot reach {}: set TMPDIR to a folder that everybody may pass through",
+            root.display()
+        )
+    })?;
     rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
         .map_err(|e| refused("making all mounts private", e.into()))?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
