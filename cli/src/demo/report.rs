@@ -505,7 +505,7 @@ pub(super) mod tests {
             .map(|l| l.chars().count())
             .collect();
         assert!(widths.len() > 5 && widths.iter().all(|w| *w == widths[0]), "{widths:?}");
-        assert!(!plain.contains("busy"));
+        assert!(!plain.contains("machine is busy"));
         let mut one = results.clone();
         one.waited = Some(0.3);
         let busy = one.tables(false);
