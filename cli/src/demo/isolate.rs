@@ -27,10 +27,23 @@ use super::channel::Proof;
 /// The user and the group of nobody.
 pub const NOBODY: u32 = 65534;
 
+/// Whether this is root, and can become nobody: the root of a small user namespace has nobody else to be.
+fn is_root_with_nobody() -> bool {
+    let maps = |name: &str| fs::read_to_string(format!("/proc/self/{name}")).is_ok_and(|map| has_nobody(&map));
+    rustix::process::geteuid().is_root() && maps("uid_map") && maps("gid_map")
+}
+
+/// Whether a uid_map or gid_map (lines of first inside, first outside, count) has nobody in it.
+fn has_nobody(map: &str) -> bool {
+    map.lines().any(|line| {
+        let numbers: Vec<u64> = line.split_whitespace().filter_map(|n| n.parse().ok()).collect();
+        matches!(numbers[..], [first, _, count] if (first..first.saturating_add(count)).contains(&u64::from(NOBODY)))
+    })
+}
+
 /// Takes this process to nobody's identity if it is root's, and into a user namespace in which it has every capability.
 pub fn enter_user_namespace() -> Result<()> {
-    let uid = rustix::process::geteuid();
-    if uid.is_root() {
+    if is_root_with_nobody() {
         let (user, group) = (
             rustix::process::Uid::from_raw(NOBODY),
             rustix::process::Gid::from_raw(NOBODY),
@@ -305,7 +318,7 @@ fn refused(what: &str, error: std::io::Error) -> anyhow::Error {
                 .to_owned(),
         );
     }
-    if Path::new("/.dockerenv").exists() || Path::new("/run/.containerenv").exists() {
+    if advice.is_empty() && (Path::new("/.dockerenv").exists() || Path::new("/run/.containerenv").exists()) {
         advice.push(
             "this is a container itself: its seccomp or AppArmor profile may forbid it (docker run --security-opt \
              seccomp=unconfined --security-opt apparmor=unconfined)"
@@ -337,7 +350,7 @@ pub fn socket_folder() -> Result<tempfile::TempDir> {
 
 /// Makes `path` the container's user's, when that is not who runs this.
 pub fn give_to_container(path: &Path) -> Result<()> {
-    if rustix::process::geteuid().is_root() {
+    if is_root_with_nobody() {
         std::os::unix::fs::chown(path, Some(NOBODY), Some(NOBODY))
             .with_context(|| format!("giving {} to nobody", path.display()))?;
     }
@@ -360,6 +373,15 @@ mod tests {
             .map(|n| (n.to_owned(), format!("{n}:[1]")))
             .collect();
         proof
+    }
+
+    #[test]
+    fn nobody_is_found_in_maps() {
+        assert!(has_nobody("         0          0 4294967295\n"));
+        assert!(has_nobody("0 1000 1\n1 100000 65536\n"));
+        assert!(!has_nobody("0 1000 1\n"));
+        assert!(!has_nobody("0 100000 65534\n"));
+        assert!(!has_nobody("65535 1 1\nnonsense"));
     }
 
     #[test]
