@@ -367,28 +367,19 @@ pub fn settle(limit: Duration, mut done: impl FnMut() -> bool) -> bool {
 
 /// How long the other side may take no frame before a sender gives up, and how long a sender stays after its last frame.
 ///
-/// A port that closes takes back what the other side has not fetched from the ring yet: so senders stay a little.
+/// How senders end.
 #[derive(clap::Args)]
 pub struct SendArgs {
     /// Give up when the other side takes no frame for so many seconds
     #[arg(long, value_name = "S", default_value = "10", value_parser = seconds)]
     pub stall: Duration,
-    /// Stay so many seconds after the last frame, for the other side to fetch what is in the ring
-    #[arg(long, value_name = "S", default_value = "0.25", value_parser = seconds)]
-    pub linger: Duration,
 }
 
 impl SendArgs {
-    /// Stays, dropping what comes in.
-    pub fn linger(&self, queue: &mut Queue, stop: &AtomicBool) -> Result<()> {
-        let start = Instant::now();
-        let mut received = usernic::Burst::new(64);
-        while start.elapsed() < self.linger && !stop.load(Ordering::Relaxed) {
-            queue.rx(&mut received);
-            queue.free(&mut received);
-            queue.wait(Some(Duration::from_millis(10)))?;
-        }
-        Ok(())
+    /// Stays until the other side has taken what is in the ring, or takes none for too long, or `stop` is set.
+    pub fn drain(&self, queue: &mut Queue, stop: &AtomicBool) {
+        let deadline = Instant::now() + self.stall;
+        while !queue.drain(Duration::from_millis(10)) && Instant::now() < deadline && !stop.load(Ordering::Relaxed) {}
     }
 }
 

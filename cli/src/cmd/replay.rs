@@ -182,7 +182,7 @@ pub fn run(args: Args, json: bool) -> Result<()> {
     }
     queue.free(&mut burst);
     let seconds = start.elapsed().as_secs_f64();
-    args.send.linger(&mut queue, &stop)?;
+    args.send.drain(&mut queue, &stop);
     meter.finish();
     let stats = port.stats();
     let totals = Totals {

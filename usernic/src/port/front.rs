@@ -220,12 +220,13 @@ impl Control {
         Ok(())
     }
 
-    /// Takes the link down: the queues move nothing any more, their rings are empty.
+    /// Takes the link down: nothing is sent any more; what has come can still be received.
     fn take_down(&mut self) {
         self.session = None;
         self.inner.set_link(0, 0);
         for pair in &mut self.pairs {
-            pair.gate.close().reset();
+            pair.gate.close().set_up(false);
+            pair.gate.open();
         }
     }
 
@@ -289,14 +290,14 @@ impl Control {
 
     /// Says goodbye: the back-end knows that the rings are stopped before they go.
     fn stop(&mut self) {
-        for pair in &mut self.pairs {
-            pair.gate.close();
-        }
         if let Some(session) = &mut self.session
             && let Err(error) = session.stop()
         {
             tracing::debug!("the back-end did not stop its rings: {error}");
         }
         self.take_down();
+        for pair in &mut self.pairs {
+            pair.gate.close().reset();
+        }
     }
 }

@@ -86,6 +86,8 @@ pub(crate) struct Pair {
     refill: usize,
     size: usize,
     past: Past,
+    /// Somebody is on the other side. If not, what it left is still received.
+    up: bool,
     /// Keeps the rings mapped.
     _segment: Arc<Segment>,
 }
@@ -121,6 +123,7 @@ impl Pair {
             refill: (size / 4).clamp(1, 32),
             size,
             past: Past::default(),
+            up: false,
             _segment: segment,
         }
     }
@@ -130,6 +133,7 @@ impl Pair {
         self.reset();
         self.past.add(&self.raw);
         self.raw = raw;
+        self.set_up(true);
         self.mergeable = mergeable;
         self.raw.rx.set_notify(false);
         self.raw.tx.set_notify(false);
@@ -165,7 +169,7 @@ impl Pair {
         if !whole || self.partial.is_some() {
             bytes = self.assemble(burst, start, counters);
         }
-        if self.raw.rx.free() >= self.refill {
+        if self.raw.rx.free() >= self.refill && self.up {
             self.fill(cache, counters);
         }
         let n = burst.len() - start;
@@ -275,6 +279,9 @@ impl Pair {
         if self.raw.tx.free() < burst.len().max(self.refill) {
             self.reclaim(cache);
         }
+        if !self.up {
+            return 0;
+        }
         let mut bytes = 0u64;
         let mut sent = 0;
         let mut retried = false;
@@ -334,9 +341,22 @@ impl Pair {
         });
     }
 
+    /// Frames sent that the other side has not taken. With nobody there, none: it never will.
+    pub(crate) fn unsent(&mut self, cache: &mut Cache) -> usize {
+        self.reclaim(cache);
+        if self.up { self.raw.tx.in_flight() } else { 0 }
+    }
+
+    /// Whether somebody is on the other side. When it goes, what is in the rings stays there until another one comes.
+    pub(crate) fn set_up(&mut self, up: bool) {
+        self.up = up;
+    }
+
     /// Asks for a call at the next frame. `true`: frames are there already.
     pub(crate) fn arm(&mut self, cache: &mut Cache, counters: &Counters) -> bool {
-        self.fill(cache, counters);
+        if self.up {
+            self.fill(cache, counters);
+        }
         self.raw.rx.set_notify(true)
     }
 

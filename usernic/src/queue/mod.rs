@@ -135,6 +135,34 @@ impl Queue {
         done
     }
 
+    /// Waits until the other side has taken all that was sent, or `timeout` is over, or the link is down; whether
+    /// nothing is left in the ring. To be called before a port is closed: what is in its rings then is lost.
+    ///
+    /// A `vhost` port has nothing to wait for: its frames are in the front-end's memory when they are sent.
+    pub fn drain(&mut self, timeout: Duration) -> bool {
+        let deadline = Instant::now() + timeout;
+        let mut turns = 0u32;
+        loop {
+            let Parts { side, cache, .. } = self.parts();
+            let left = match side {
+                Side::Front(gate) => gate.enter().map_or(0, |mut pair| pair.unsent(cache)),
+                Side::Back(_) => 0,
+            };
+            if left == 0 {
+                return true;
+            }
+            if Instant::now() >= deadline {
+                return false;
+            }
+            turns += 1;
+            if turns < 100 {
+                std::thread::yield_now()
+            } else {
+                std::thread::sleep(Duration::from_micros(100))
+            }
+        }
+    }
+
     /// Takes back the buffers of what the other side has sent on, and gives all that this queue keeps for itself to the
     /// port's pool: for when a frame did not get the buffers it needs.
     pub fn reclaim(&mut self) {

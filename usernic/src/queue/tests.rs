@@ -62,6 +62,7 @@ pub(crate) fn both(size: u16, options: Options, mergeable: bool, room: u32) -> B
         Arc::clone(&segment),
         mergeable,
     );
+    front.set_up(true);
     front.disarm();
     let mut back = BackPair::new();
     back.memory = Arc::new(Regions::own(&segment));

@@ -28,8 +28,8 @@ const BURST: usize = 32;
 pub enum Role {
     /// A port of the learning bridge.
     Learn,
-    /// Every frame goes to the port of this number, whatever its addresses; nothing is dropped: a full receiver holds
-    /// the sender.
+    /// Every frame goes to the port of this number, whatever its addresses; nothing is dropped: a receiver that is full,
+    /// or down, holds the sender.
     Connect(usize),
     /// Every frame goes back where it came from, its two addresses swapped.
     Reflect,

@@ -85,7 +85,11 @@ impl Config {
             .arg("--")
             .arg("-i")
             .arg(format!("--total-num-mbufs={}", self.mbufs));
-        command.arg("--no-lsc-interrupt").arg("--disable-link-check");
+        // Frames may be waiting already when forwarding starts: testpmd would throw them away.
+        command
+            .arg("--no-lsc-interrupt")
+            .arg("--disable-link-check")
+            .arg("--no-flush-rx");
         if self.jumbo {
             command.arg("--mbuf-size=9728").arg("--max-pkt-len=9018");
         }
