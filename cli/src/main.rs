@@ -73,6 +73,10 @@ fn main() -> ExitCode {
         .without_time()
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .init();
+    // Without it the other side of a port could end this program by truncating a file.
+    if let Err(error) = usernic::install_sigbus_guard() {
+        tracing::warn!("no guard against truncated memory: {error}");
+    }
     let result = match cli.command {
         Command::Demo(args) => demo::run(args, cli.json),
         Command::Switch(args) => cmd::switch::run(args, cli.json),

@@ -63,6 +63,18 @@ pub use port::{Link, Port};
 pub use queue::{Buffer, MAX_SEGMENTS, Queue, RawQueue, RawRing, TooManySegments};
 pub use stats::Stats;
 
+/// Installs a handler of SIGBUS that keeps the process alive when the other side truncates a file of memory that is
+/// mapped here: the lost page becomes zeroes, and the port goes down.
+///
+/// A program does this once, before it opens ports; a library should leave it to its program. Other causes of SIGBUS
+/// go to the handler that was there before.
+///
+/// # Errors
+/// That of sigaction(2).
+pub fn install_sigbus_guard() -> Result<(), Error> {
+    hugemem::guard::install().map_err(Error::from)
+}
+
 /// A random number, for addresses and hash keys.
 pub(crate) fn random_u64() -> u64 {
     use std::hash::{BuildHasher, Hasher};

@@ -25,6 +25,9 @@ const BUFFERS: u32 = 1024;
 /// How long after a lost connection a `client=1` port looks for the front-end again.
 const RETRY: Duration = Duration::from_millis(100);
 
+/// How often the memory is looked at: whether the front-end truncated it.
+const LOOK: Duration = Duration::from_secs(1);
+
 /// Protocol features that are offered.
 const PROTOCOL: ProtocolFeatures = ProtocolFeatures::MQ
     .union(ProtocolFeatures::REPLY_ACK)
@@ -151,7 +154,8 @@ impl Control {
         let mut next_try = Instant::now();
         while !inner.stopped() {
             if let Some(session) = &mut self.session {
-                inner.sleep(Some(session.as_fd()), None);
+                // The SIGBUS guard tells nobody: look at it now and then.
+                inner.sleep(Some(session.as_fd()), Some(Instant::now() + LOOK));
                 if inner.stopped() {
                     break;
                 }

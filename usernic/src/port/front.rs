@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hugemem::Segment;
+use hugemem::guard::Registration;
 use rustix::event::{EventfdFlags, eventfd};
 use virtio_ring::split::{Driver, Layout, Options};
 use virtio_ring::{Features, Slot};
@@ -24,6 +25,8 @@ const RETRY: [Duration; 2] = [Duration::from_millis(20), Duration::from_secs(1)]
 
 /// What the control thread owns.
 struct Control {
+    /// Watches the segment, in case others can truncate its file. First, so that it goes before the segment does.
+    guard: Option<Registration>,
     inner: Arc<Inner>,
     segment: Arc<Segment>,
     pool: Arc<Pool>,
@@ -74,6 +77,8 @@ pub(super) fn open(spec: PortSpec, memory: &mut dyn MemorySource) -> Result<Port
         false,
     )?;
     let inner = Arc::new(Inner::new(spec, queues)?);
+    // SAFETY: the registration goes with `Control`, before the Arc of the segment that is in there too.
+    let guard = unsafe { segment.guard() }.ok();
 
     let mut control = Control {
         inner: Arc::clone(&inner),
@@ -83,6 +88,7 @@ pub(super) fn open(spec: PortSpec, memory: &mut dyn MemorySource) -> Result<Port
         pairs: Vec::new(),
         listener,
         session: None,
+        guard,
     };
     for index in 0..usize::from(queues) {
         let parts = control.add_pair(index)?;
@@ -235,8 +241,17 @@ impl Control {
         let mut next_try = Instant::now();
         while !self.inner.stopped() {
             if let Some(session) = &self.session {
-                self.inner.sleep(Some(session.as_fd()), None);
+                // The guard tells nobody: look at it now and then.
+                let look = Instant::now() + Duration::from_secs(1);
+                self.inner
+                    .sleep(Some(session.as_fd()), self.guard.is_some().then_some(look));
                 if self.inner.stopped() {
+                    break;
+                }
+                if self.guard.as_ref().is_some_and(Registration::is_dead) {
+                    tracing::error!("the file of the port's memory was truncated: the port is dead");
+                    self.take_down();
+                    self.inner.wait_for_stop();
                     break;
                 }
                 let lost = self.session.as_mut().and_then(|session| session.service().err());

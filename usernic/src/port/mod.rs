@@ -271,6 +271,13 @@ impl Inner {
         let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
     }
 
+    /// Nothing is left to do for a port but to be closed.
+    fn wait_for_stop(&self) {
+        while !self.stopped() {
+            self.sleep(None, None);
+        }
+    }
+
     /// The control thread's sleep: until `fd` is readable, the port is to stop, or the deadline has come.
     fn sleep(&self, fd: Option<BorrowedFd<'_>>, deadline: Option<Instant>) {
         let wake = self.wake.as_fd();
