@@ -39,7 +39,7 @@ struct Control {
 struct Pair {
     gate: ControlSide<FrontPair>,
     /// Of the receive and of the transmit ring.
-    kicks: [OwnedFd; 2],
+    kicks: [Arc<OwnedFd>; 2],
     calls: [OwnedFd; 2],
 }
 
@@ -117,7 +117,7 @@ impl Control {
     fn add_pair(&mut self, index: usize) -> Result<Parts, Error> {
         let flags = EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC;
         let event = || eventfd(0, flags).tried("eventfd(2)");
-        let (kicks, calls) = ([event()?, event()?], [event()?, event()?]);
+        let (kicks, calls) = ([Arc::new(event()?), Arc::new(event()?)], [event()?, event()?]);
         let raw = self.rings(index, &kicks, Options::default())?;
         let (data, gate) = gate::pair(FrontPair::new(raw, Arc::clone(&self.segment), false));
         let epoll = self.inner.epoll_of(index)?;
@@ -133,7 +133,7 @@ impl Control {
     }
 
     /// The rings of a pair, in their initial state.
-    fn rings(&self, index: usize, kicks: &[OwnedFd; 2], options: Options) -> Result<RawQueue, Error> {
+    fn rings(&self, index: usize, kicks: &[Arc<OwnedFd>; 2], options: Options) -> Result<RawQueue, Error> {
         let ring = |which: usize| {
             let size = self.layout.size;
             let slots = vec![Slot::default(); usize::from(size)].into_boxed_slice();
@@ -149,8 +149,7 @@ impl Control {
                 index: 2 * index + which,
                 source,
             })?;
-            let kick = kicks[which].try_clone().tried("dup(2)")?;
-            Ok::<_, Error>(RawRing::new(driver, kick, NET_HEADER))
+            Ok::<_, Error>(RawRing::new(driver, Arc::clone(&kicks[which]), NET_HEADER))
         };
         Ok(RawQueue {
             rx: ring(0)?,

@@ -5,6 +5,7 @@
 //! poll-mode driver puts its own buffers there, in memory that it registered itself.
 
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use virtio_ring::split::Driver;
 use virtio_ring::{Anomalies, Direction, Segment, Slot};
@@ -51,7 +52,7 @@ pub struct RawQueue {
 /// One ring of the driver side, with its kick.
 pub struct RawRing {
     ring: Driver<Box<[Slot]>>,
-    kick: OwnedFd,
+    kick: Arc<OwnedFd>,
     header: usize,
     kicks: u64,
 }
@@ -61,7 +62,7 @@ pub const MAX_SEGMENTS: usize = 64;
 
 impl RawRing {
     /// A ring of the driver side over `ring`, with an eventfd to kick and `header` bytes of virtio-net header.
-    pub fn new(ring: Driver<Box<[Slot]>>, kick: OwnedFd, header: usize) -> Self {
+    pub fn new(ring: Driver<Box<[Slot]>>, kick: Arc<OwnedFd>, header: usize) -> Self {
         RawRing {
             ring,
             kick,
@@ -171,7 +172,7 @@ impl RawRing {
     fn kick(&mut self) {
         self.kicks += 1;
         // The eventfd is ours and does not block; when its counter is full the other side has a kick to see anyway.
-        let _ = rustix::io::write(&self.kick, &1u64.to_ne_bytes());
+        let _ = rustix::io::write(&*self.kick, &1u64.to_ne_bytes());
     }
 
     /// Takes up to `max` buffers that the other side is done with: cookie, and bytes written into it, header included

@@ -52,7 +52,7 @@ pub(crate) fn both(size: u16, options: Options, mergeable: bool, room: u32) -> B
                 vec![Slot::default(); size.into()].into_boxed_slice(),
             )
         };
-        RawRing::new(driver.unwrap(), event(), NET_HEADER)
+        RawRing::new(driver.unwrap(), Arc::new(event()), NET_HEADER)
     };
     let mut front = Pair::new(
         RawQueue {

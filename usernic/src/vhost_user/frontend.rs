@@ -48,6 +48,8 @@ pub struct FrontendSession {
     rings: u32,
     /// The message that was sent last.
     step: &'static str,
+    /// Messages without descriptors that go with the next one, in one call.
+    unsent: Vec<u8>,
 }
 
 impl FrontendSession {
@@ -69,6 +71,7 @@ impl FrontendSession {
             offered: None,
             rings: 0,
             step: "the connection",
+            unsent: Vec::new(),
         }
     }
 
@@ -154,7 +157,7 @@ impl FrontendSession {
             // An answer to anything says that all before it was taken.
             self.ask(Command::GetFeatures, &[])?;
         }
-        Ok(())
+        self.flush()
     }
 
     /// Shares memory: what was shared before and is not among `regions` is not shared any more.
@@ -211,7 +214,7 @@ impl FrontendSession {
             self.ask(Command::GetVringBase(index), &[])?;
         }
         self.rings = 0;
-        Ok(())
+        self.flush()
     }
 
     /// To be called when the connection is readable between calls: the back-end has nothing to say there, so either it
@@ -226,11 +229,15 @@ impl FrontendSession {
         }
     }
 
-    /// Sends a command that has no answer of its own.
+    /// Queues a command that has no answer of its own: it goes with the next one.
     fn tell(&mut self, command: Command<'_>) -> Result<(), Error> {
-        self.tell_with(command, &[])
+        self.step = command.request().name();
+        let (out, _) = self.machine.command(command, false).map_err(|e| self.protocol(e))?;
+        self.unsent.extend_from_slice(out.bytes());
+        Ok(())
     }
 
+    /// Sends a command with descriptors that has no answer of its own.
     fn tell_with(&mut self, command: Command<'_>, fds: &[BorrowedFd<'_>]) -> Result<(), Error> {
         self.send(command, fds, false).map(|_| ())
     }
@@ -242,37 +249,49 @@ impl FrontendSession {
         }
         let deadline = Instant::now() + self.timeout;
         loop {
-            // Often the answer is there already: look before waiting.
-            if let Some(reply) = self.take()? {
-                return Ok(Some(reply));
-            }
             let there =
                 wait(self.socket.as_fd(), false, deadline).map_err(|e| Error::socket("waiting for", &self.path, e))?;
             if !there {
-                let ms = self.timeout.as_millis() as u64;
-                return Err(Error::Timeout {
-                    path: self.path.clone(),
-                    step: self.step,
-                    ms,
-                });
+                return Err(self.timeout());
+            }
+            if let Some(reply) = self.take()? {
+                return Ok(Some(reply));
             }
         }
     }
 
     fn send(&mut self, command: Command<'_>, fds: &[BorrowedFd<'_>], ack: bool) -> Result<bool, Error> {
         debug_assert_eq!(Frontend::<OwnedFd>::fds_of(&command), fds.len());
+        // Descriptors belong to the first byte of a call, so what was queued goes before them by itself.
+        if !fds.is_empty() {
+            self.flush()?;
+        }
         self.step = command.request().name();
         let (out, answered) = self.machine.command(command, ack).map_err(|e| self.protocol(e))?;
-        let deadline = Instant::now() + self.timeout;
-        match write(self.socket.as_fd(), out.bytes(), fds, deadline) {
-            Ok(()) => Ok(answered),
-            Err(rustix::io::Errno::PIPE | rustix::io::Errno::CONNRESET) => Err(self.closed(false)),
-            Err(rustix::io::Errno::TIMEDOUT) => Err(Error::Timeout {
-                path: self.path.clone(),
-                step: self.step,
-                ms: self.timeout.as_millis() as u64,
-            }),
-            Err(e) => Err(Error::socket("sending to", &self.path, e)),
+        self.unsent.extend_from_slice(out.bytes());
+        self.flush_with(fds)?;
+        Ok(answered)
+    }
+
+    fn flush(&mut self) -> Result<(), Error> {
+        self.flush_with(&[])
+    }
+
+    fn flush_with(&mut self, fds: &[BorrowedFd<'_>]) -> Result<(), Error> {
+        let result = write(self.socket.as_fd(), &self.unsent, fds, Instant::now() + self.timeout);
+        self.unsent.clear();
+        result.map_err(|e| match e {
+            rustix::io::Errno::PIPE | rustix::io::Errno::CONNRESET => self.closed(false),
+            rustix::io::Errno::TIMEDOUT => self.timeout(),
+            e => Error::socket("sending to", &self.path, e),
+        })
+    }
+
+    fn timeout(&self) -> Error {
+        Error::Timeout {
+            path: self.path.clone(),
+            step: self.step,
+            ms: self.timeout.as_millis() as u64,
         }
     }
 
