@@ -378,10 +378,8 @@ fn a_truncated_hugetlbfs_file_marks_its_port_dead() {
         // SAFETY: dropped before the segment, in reverse order.
         let guarded = unsafe { segment.guard() }.unwrap();
         // SAFETY: truncates our own file, as a peer would.
-        assert_eq!(
-            unsafe { libc::ftruncate(segment.fd().unwrap(), 2 * MIB as libc::off_t) },
-            0
-        );
+        let truncated = unsafe { libc::ftruncate(segment.fd().unwrap(), 2 * MIB as libc::off_t) };
+        assert_eq!(truncated, 0);
         let byte = |offset: usize| segment.base().as_ptr().wrapping_add(offset);
         // SAFETY: all offsets are inside of the mapping.
         unsafe {

@@ -8,7 +8,7 @@
 //!
 //! | layer | what it is |
 //! |---|---|
-//! | [`Port`] | opened from a [spec](spec): connection, memory, link |
+//! | [`Port`] | opened from a [`spec`]: connection, memory, link |
 //! | [`Queue`] | a queue pair, driven by the one thread that holds it |
 //! | [`Packet`], [`Burst`] | frames in the port's memory, moved in bursts |
 //! | [`RawQueue`] | the rings under a queue, over buffers of any kind |
