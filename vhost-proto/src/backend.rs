@@ -11,6 +11,9 @@ use crate::stream::{Assembler, Message, Outgoing, check_fds, check_size};
 /// Rings that a connection can have: their number is a byte in kick, call and error messages.
 pub const MAX_RINGS: usize = 256;
 
+/// Bytes of a configuration space (vhost-user.rst: VHOST_USER_MAX_CONFIG_SIZE of its implementations).
+const CONFIG_SPACE: u32 = 256;
+
 /// What the back-end offers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Offer {
@@ -38,6 +41,10 @@ pub struct RingSetup {
 }
 
 /// What a front-end wants. After each event the owner calls [`Backend::finish`], once, before it receives again.
+#[allow(
+    clippy::large_enum_variant,
+    reason = "there is no allocator to box with, and it lives for one message"
+)]
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Event<F> {
@@ -86,7 +93,7 @@ pub enum Event<F> {
     GetConfig {
         /// The first byte.
         offset: u32,
-        /// Bytes.
+        /// Bytes, at most 256.
         size: u32,
     },
     /// A piece of the configuration space is written: first byte, bytes, how many.
@@ -111,6 +118,10 @@ pub enum Outcome<'a> {
 }
 
 /// What came of bytes.
+#[allow(
+    clippy::large_enum_variant,
+    reason = "there is no allocator to box with, and it lives for one message"
+)]
 #[derive(Debug)]
 pub enum Step<F> {
     /// The message is not whole yet.
@@ -246,6 +257,7 @@ impl<F> Backend<F> {
             Request::PostcopyAdvise | Request::PostcopyListen | Request::PostcopyEnd => (P::PAGEFAULT, "PAGEFAULT"),
             Request::GetSharedObject => (P::SHARED_OBJECT, "SHARED_OBJECT"),
             Request::SetDeviceStateFd | Request::CheckDeviceState => (P::DEVICE_STATE, "DEVICE_STATE"),
+            Request::GetShmemConfig => (P::SHMEM, "SHMEM"),
             Request::SetLogBase | Request::SetLogFd => (P::LOG_SHMFD, "LOG_SHMFD"),
             _ => return Ok(()),
         };
@@ -445,18 +457,24 @@ impl<F> Backend<F> {
                 given: 0,
                 needed: 1,
             })?),
-            Request::GetInflightFd => Event::GetInflight(payload.read(name)?),
+            Request::GetInflightFd => Event::GetInflight(payload.inflight()),
             Request::SetInflightFd => {
                 let fd = fds.take(0).ok_or(Error::MissingFd {
                     name,
                     given: 0,
                     needed: 1,
                 })?;
-                Event::SetInflight(payload.read(name)?, fd)
+                Event::SetInflight(payload.inflight(), fd)
             }
             Request::GetConfig => {
                 let head: ConfigHead = payload.read(name)?;
                 owed.config = (head.offset.get(), head.size.get());
+                if owed.config.1 > CONFIG_SPACE {
+                    return Err(Error::Value {
+                        name,
+                        value: owed.config.1.into(),
+                    });
+                }
                 Event::GetConfig {
                     offset: owed.config.0,
                     size: owed.config.1,

@@ -23,6 +23,9 @@ pub enum Notice<F> {
     Other(BackendRequest, Option<F>),
 }
 
+/// A notice and, if the back-end waits for an answer, what makes it.
+pub type Asked<F> = (Notice<F>, Option<Pending>);
+
 /// The front-end's end of the channel.
 #[derive(Debug)]
 pub struct Channel<F> {
@@ -51,15 +54,11 @@ impl<F> Channel<F> {
     }
 
     /// Takes bytes that came, at most [`wants`](Channel::wants), with the descriptors that came along. With a notice
-    /// comes, if the back-end waits for one, the function that makes the answer from whether it was done.
+    /// comes, if the back-end waits for one, the [`Pending`] answer.
     ///
     /// # Errors
     /// See [`Error`]; the channel is dead then, and every descriptor dropped.
-    pub fn receive(
-        &mut self,
-        bytes: &[u8],
-        fds: impl IntoIterator<Item = F>,
-    ) -> Result<Option<(Notice<F>, Option<Pending>)>, Error> {
+    pub fn receive(&mut self, bytes: &[u8], fds: impl IntoIterator<Item = F>) -> Result<Option<Asked<F>>, Error> {
         if self.dead {
             return Err(Error::Dead);
         }
@@ -71,11 +70,7 @@ impl<F> Channel<F> {
         result
     }
 
-    fn take(
-        &mut self,
-        bytes: &[u8],
-        fds: impl Iterator<Item = F>,
-    ) -> Result<Option<(Notice<F>, Option<Pending>)>, Error> {
+    fn take(&mut self, bytes: &[u8], fds: impl Iterator<Item = F>) -> Result<Option<Asked<F>>, Error> {
         let whole = self.assembler.push(bytes, fds, |header| {
             if !header.version_is_known() {
                 return Err(Error::Version { flags: header.flags() });

@@ -118,6 +118,10 @@ pub enum Command<'a> {
 }
 
 /// What a back-end answered.
+#[allow(
+    clippy::large_enum_variant,
+    reason = "there is no allocator to box with, and it lives for one message"
+)]
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Reply<F> {
@@ -133,7 +137,7 @@ pub enum Reply<F> {
     VringBase(u32, u32),
     /// Of GET_STATUS.
     Status(u8),
-    /// Of GET_CONFIG: the bytes asked for, and how many.
+    /// Of GET_CONFIG: the bytes asked for, and how many. 0: the back-end has no such piece.
     Config([u8; 256], usize),
     /// Of GET_INFLIGHT_FD, with the memory's descriptor.
     Inflight(Inflight, Option<F>),
@@ -392,6 +396,7 @@ impl<F> Frontend<F> {
                 }
                 Reply::VringBase(index, state.num.get())
             }
+            Request::GetConfig if payload.bytes().is_empty() => Reply::Config([0; 256], 0),
             Request::GetConfig => {
                 let head: ConfigHead = payload.read(name)?;
                 let bytes = payload.bytes().get(size_of::<ConfigHead>()..).unwrap_or_default();
@@ -409,7 +414,7 @@ impl<F> Frontend<F> {
                 place.copy_from_slice(bytes);
                 Reply::Config(copy, bytes.len())
             }
-            Request::GetInflightFd => Reply::Inflight(payload.read(name)?, fds.take(0)),
+            Request::GetInflightFd => Reply::Inflight(payload.inflight(), fds.take(0)),
             _ => return Err(Error::Unsupported { name }),
         }))
     }
@@ -432,7 +437,8 @@ fn reply_shape(request: Request, ack: bool) -> crate::message::Shape {
     use crate::message::Shape::{AtLeast, Exact};
     match request {
         _ if ack => Exact(8),
-        Request::GetConfig => AtLeast(12),
+        // Empty: there is no such piece.
+        Request::GetConfig => AtLeast(0),
         // Some peers leave the padding out.
         Request::GetInflightFd => AtLeast(20),
         _ => Exact(8),
@@ -572,7 +578,7 @@ impl Command<'_> {
                 let head = ConfigHead {
                     offset: offset.into(),
                     size: (bytes.len() as u32).into(),
-                    flags: 1.into(),
+                    flags: 0.into(),
                 };
                 message(&[head.as_bytes(), bytes])
             }

@@ -222,9 +222,9 @@ messages! {
         /// Post-copy migration (PAGEFAULT).
         PostcopyEnd = 30, Exact(0), Fds::None, Answer::Always, "POSTCOPY_END";
         /// Makes the memory in which buffers in flight are tracked (INFLIGHT_SHMFD).
-        GetInflightFd = 31, Exact(24), Fds::None, Answer::Always, "GET_INFLIGHT_FD";
+        GetInflightFd = 31, AtLeast(20), Fds::None, Answer::Always, "GET_INFLIGHT_FD";
         /// Gives that memory to a new back-end (INFLIGHT_SHMFD).
-        SetInflightFd = 32, Exact(24), Fds::One, Answer::None, "SET_INFLIGHT_FD";
+        SetInflightFd = 32, AtLeast(20), Fds::One, Answer::None, "SET_INFLIGHT_FD";
         /// The socket of a GPU.
         GpuSetSocket = 33, Exact(0), Fds::One, Answer::None, "GPU_SET_SOCKET";
         /// Resets the device (RESET_DEVICE).
@@ -247,6 +247,8 @@ messages! {
         SetDeviceStateFd = 42, Exact(8), Fds::One, Answer::Always, "SET_DEVICE_STATE_FD";
         /// Whether that went well (DEVICE_STATE).
         CheckDeviceState = 43, Exact(0), Fds::None, Answer::Always, "CHECK_DEVICE_STATE";
+        /// The sizes of the device's shared memory regions (SHMEM).
+        GetShmemConfig = 44, Exact(0), Fds::None, Answer::Always, "GET_SHMEM_CONFIG";
     }
 }
 
@@ -269,6 +271,10 @@ messages! {
         SharedObjectRemove = 7, Exact(16), Fds::None, Answer::None, "BACKEND_SHARED_OBJECT_REMOVE";
         /// Asks for a shared object.
         SharedObjectLookup = 8, Exact(16), Fds::None, Answer::Always, "BACKEND_SHARED_OBJECT_LOOKUP";
+        /// Maps a file into a shared memory region of the device (SHMEM).
+        ShmemMap = 9, Exact(40), Fds::One, Answer::None, "BACKEND_SHMEM_MAP";
+        /// Takes such a mapping away (SHMEM).
+        ShmemUnmap = 10, Exact(40), Fds::None, Answer::None, "BACKEND_SHMEM_UNMAP";
     }
 }
 
@@ -318,6 +324,10 @@ bitflags::bitflags! {
         const DEVICE_STATE = 1 << 19;
         /// GET_VRING_BASE leaves buffers in flight.
         const GET_VRING_BASE_INFLIGHT = 1 << 20;
+        /// Ring addresses are guest addresses.
+        const GPA_ADDRESSES = 1 << 21;
+        /// Shared memory regions of the device.
+        const SHMEM = 1 << 22;
         const _ = !0;
     }
 }
@@ -354,6 +364,6 @@ mod tests {
             assert_eq!(request.code() as usize, at + 1);
         }
         assert_eq!(Request::from_code(0), None);
-        assert_eq!(Request::from_code(44), None);
+        assert_eq!(Request::from_code(45), None);
     }
 }

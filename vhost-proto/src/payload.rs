@@ -101,13 +101,14 @@ wire! {
         offset: U32,
         /// Bytes.
         size: U32,
-        /// 1: writable fields, 0: migration.
+        /// 0: writable fields, 1: migration.
         flags: U32,
     }
 }
 
 wire! {
-    /// The memory in which buffers in flight are tracked (inflight description), padded to 24 bytes as peers send it.
+    /// The memory in which buffers in flight are tracked (inflight description): 20 bytes in the specification, padded to
+    /// 24 by peers that send a C structure. Both are taken; 24 are sent.
     Inflight, 24 {
         /// Bytes.
         mmap_size: U64,

@@ -4,6 +4,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::Error;
 use crate::message::{Fds, HEADER, Header, MAX_FDS, MAX_PAYLOAD, Shape};
+use crate::payload::Inflight;
 
 /// Descriptors that belong together: at most [`MAX_FDS`]. Dropping it closes them.
 #[derive(Debug)]
@@ -63,6 +64,17 @@ impl Payload {
                 name,
                 size: self.len as u32,
             })
+    }
+}
+
+impl Payload {
+    /// An inflight description, with or without the padding at its end.
+    pub(crate) fn inflight(&self) -> Inflight {
+        let mut padded = [0; size_of::<Inflight>()];
+        for (to, from) in padded.iter_mut().zip(self.bytes()) {
+            *to = *from;
+        }
+        zerocopy::transmute!(padded)
     }
 }
 
