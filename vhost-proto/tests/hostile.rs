@@ -127,8 +127,10 @@ fn mutate(all: &mut Vec<(Vec<u8>, usize)>, mutation: &Mutation) {
     match *mutation {
         Mutation::Byte(at, value) => {
             let bytes = &mut all[at / 64 % count].0;
-            let len = bytes.len();
-            bytes[at % 64 % len] = value;
+            let len = bytes.len().max(1);
+            if let Some(byte) = bytes.get_mut(at % 64 % len) {
+                *byte = value;
+            }
         }
         Mutation::Cut(at, len) => all[at % count].0.truncate(len),
         Mutation::Twice(at) => all.insert(at % count, all[at % count].clone()),
