@@ -5,7 +5,6 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use hugemem::{PageSize, Segment, guard};
 use usernic::memory::{Automatic, Error, Limit, MemorySource, Request};
@@ -25,7 +24,8 @@ fn request(len: usize) -> Request<'static> {
 /// Pages of 2 MiB that nobody had, until this is dropped. One at a time: the pool is the machine's.
 struct Reserved {
     pages: i64,
-    _one: MutexGuard<'static, ()>,
+    /// Locked: tests may be threads of a process, or processes.
+    _one: fs::File,
 }
 
 fn pool() -> Option<i64> {
@@ -34,8 +34,9 @@ fn pool() -> Option<i64> {
 
 impl Reserved {
     fn new(pages: i64) -> Result<Self, String> {
-        static ONE: Mutex<()> = Mutex::new(());
-        let one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+        let one = fs::File::open(POOL).map_err(|e| format!("{POOL}: {e}"))?;
+        rustix::fs::flock(&one, rustix::fs::FlockOperation::LockExclusive)
+            .map_err(|e| format!("{POOL} cannot be locked: {e}"))?;
         let default = fs::read_to_string("/proc/meminfo").unwrap_or_default();
         if !default
             .lines()
