@@ -93,16 +93,20 @@ fn doc(ctx: &Ctx) -> Result<Outcome> {
     Ok(Outcome::Passed(format!("{} examples", count(&output).unwrap_or(0))))
 }
 
-/// The models: package, and the arguments that choose them.
-const MODELS: [(&str, &[&str]); 2] = [("virtio-ring", &["--test", "loom"]), ("hugemem", &["--lib", "model"])];
+/// The models: package, the flag that they are behind, and the arguments that choose them.
+const MODELS: [(&str, &str, &[&str]); 3] = [
+    ("virtio-ring", "loom", &["--test", "loom"]),
+    ("hugemem", "loom", &["--lib", "model"]),
+    ("usernic", "loom_gate", &["--lib", "model"]),
+];
 
 /// Memory orderings under loom, in a target directory of their own: the flag would rebuild the rest.
 fn loom(ctx: &Ctx) -> Result<Outcome> {
     let mut parts = Vec::new();
-    for (package, which) in MODELS {
+    for (package, flag, which) in MODELS {
         let mut command = ctx.cargo(&["test", "--release", "--package", package]);
-        command.args(which).env("RUSTFLAGS", "--cfg loom");
-        command.env("CARGO_TARGET_DIR", target_dir(ctx).join("loom"));
+        command.args(which).env("RUSTFLAGS", format!("--cfg {flag}"));
+        command.env("CARGO_TARGET_DIR", target_dir(ctx).join(flag));
         // Models need optimised code, not whole-program optimisation.
         command
             .env("CARGO_PROFILE_RELEASE_LTO", "off")
