@@ -22,7 +22,8 @@ impl Owned {
     }
 }
 
-impl Buffer for Owned {
+// SAFETY: its owner gives the buffer to the ring, which gives it back with the cookie.
+unsafe impl Buffer for Owned {
     #[inline(always)]
     fn address(&self) -> u64 {
         self.meta().address + u64::from(self.meta().offset)

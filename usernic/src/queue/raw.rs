@@ -17,7 +17,11 @@ pub(crate) const NET_HEADER: usize = 12;
 const NUM_BUFFERS: usize = 10;
 
 /// A buffer, as the rings see it. Static dispatch: the methods are inlined into the burst loops.
-pub trait Buffer {
+///
+/// # Safety
+/// From when it is posted or sent until its cookie comes back, the other side may read its memory and, if it was
+/// posted, write it: the header's bytes before it and all its segments. Nobody else uses that memory meanwhile.
+pub unsafe trait Buffer {
     /// The address of the frame's first byte, as the other side knows it.
     fn address(&self) -> u64;
 
