@@ -4,7 +4,9 @@ mod common;
 #[path = "common/raw.rs"]
 mod raw;
 
+use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 
 use common::{LIMIT, Place, alone, both_ways, frame_of, held, until};
 use raw::{GUEST, Raw, Setup, USER, event, memfd, state, words};
@@ -26,6 +28,8 @@ fn serves(place: &Place, back: &Port) {
 fn survives(what: &str, does: impl FnOnce(&Raw)) {
     let place = Place::new();
     let back = place.open("vhost", "").unwrap();
+    // A thread takes its name itself, some time after it was started.
+    until("the port's thread has its name", || held().1 == 1);
     let before = held();
     {
         let raw = Raw::connect(&place.socket());
@@ -38,11 +42,11 @@ fn survives(what: &str, does: impl FnOnce(&Raw)) {
 }
 
 /// A front-end with this set-up.
-fn with(what: &str, setup: Setup, file: OwnedFd) {
-    survives(what, move |raw| {
+fn with(what: &str, setup: Setup, file: impl FnOnce() -> OwnedFd) {
+    survives(what, |raw| {
+        let file = file();
         let (kick, call) = (event(), event());
         raw.set_up(&setup, file.as_fd(), kick.as_fd(), call.as_fd());
-        // All descriptors of ours are closed when this returns.
     });
 }
 
@@ -62,26 +66,25 @@ fn the_set_up_is_right() {
 #[test]
 fn memory_that_is_none() {
     let _alone = alone();
-    let (pipe, _other) = rustix::pipe::pipe().unwrap();
-    with("a pipe as memory", Setup::default(), pipe);
-    with("an eventfd as memory", Setup::default(), event());
-    with("a file that is too short", Setup::default(), memfd(0xf_ffff));
-    with("an empty file", Setup::default(), memfd(0));
-    let (socket, _other) = std::os::unix::net::UnixStream::pair().unwrap();
-    with("a socket as memory", Setup::default(), socket.into());
-    let dir = std::fs::File::open("/dev/shm")
-        .or_else(|_| std::fs::File::open("/tmp"))
-        .unwrap();
-    with("a folder as memory", Setup::default(), dir.into());
+    let good = Setup::default;
+    with("a pipe as memory", good(), || rustix::pipe::pipe().unwrap().0);
+    with("an eventfd as memory", good(), event);
+    with("a file that is too short", good(), || memfd(0xf_ffff));
+    with("an empty file", good(), || memfd(0));
+    with("a socket as memory", good(), || UnixStream::pair().unwrap().0.into());
+    with("a folder as memory", good(), || File::open("/dev/shm").unwrap().into());
 
-    let disk = tempfile::tempfile_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-    disk.set_len(0x10_0000).unwrap();
-    let magic = rustix::fs::fstatfs(&disk).unwrap().f_type as u64;
+    let disk = || tempfile::tempfile_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let magic = rustix::fs::fstatfs(disk()).unwrap().f_type as u64;
     if magic == 0x0102_1994 {
         eprintln!("SKIPPED a disk file as memory: the target folder is a tmpfs");
-    } else {
-        with("a disk file as memory", Setup::default(), disk.into());
+        return;
     }
+    with("a disk file as memory", good(), || {
+        let disk = disk();
+        disk.set_len(0x10_0000).unwrap();
+        disk.into()
+    });
 }
 
 #[test]
@@ -106,7 +109,7 @@ fn regions_that_are_wrong() {
             regions,
             ..Setup::default()
         };
-        with(what, setup, memfd(0x10_0000));
+        with(what, setup, || memfd(0x10_0000));
     }
 }
 
@@ -193,7 +196,7 @@ fn rings_that_are_wrong() {
             },
         ),
     ] {
-        with(what, setup, memfd(0x10_0000));
+        with(what, setup, || memfd(0x10_0000));
     }
 }
 

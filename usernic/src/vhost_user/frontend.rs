@@ -151,9 +151,9 @@ impl FrontendSession {
                 self.tell(Command::SetVringEnable(index, true))?;
             }
         }
-        if protocol.contains(ProtocolFeatures::STATUS) {
-            self.ask(Command::SetStatus(ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK), &[])?;
-        } else if bit30 == 0 || !protocol.contains(ProtocolFeatures::REPLY_ACK) {
+        let status = Command::SetStatus(ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK);
+        let known = protocol.contains(ProtocolFeatures::STATUS) && self.ask(status, &[])?.is_some();
+        if !known {
             // An answer to anything says that all before it was taken.
             self.ask(Command::GetFeatures, &[])?;
         }

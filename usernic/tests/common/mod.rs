@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use usernic::{Burst, Port, Queue};
 
 /// Nothing here takes longer than this.
-pub const LIMIT: Duration = Duration::from_secs(20);
+pub const LIMIT: Duration = Duration::from_secs(10);
 
 static SERIAL: Mutex<()> = Mutex::new(());
 
