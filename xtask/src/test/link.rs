@@ -90,7 +90,7 @@ impl Link<'_> {
         pcap::write(&input, &capturing.sent)?;
         let rate = self.rate.to_string();
         // Few at a time, so that a small ring behind a busy peer is not overrun after a pause.
-        let burst = (self.rate / 250).clamp(2, 32).to_string();
+        let burst = (self.rate / 250).clamp(1, 32).to_string();
         let args = [
             "replay",
             "--wait",
