@@ -15,7 +15,7 @@ use super::{Inner, Port, watch};
 use crate::error::{Error, Tried};
 use crate::gate::{self, ControlSide};
 use crate::memory::{MemorySource, Request};
-use crate::pool::{Cache, Pool};
+use crate::pool::{self, Cache, Pool};
 use crate::queue::{FrontPair, NET_HEADER, Parts, RawQueue, RawRing, Side};
 use crate::spec::PortSpec;
 use crate::vhost_user::{FrontendSession, Listener, Region, RingSetup};
@@ -194,6 +194,8 @@ impl Control {
             // Frames can come from the first moment on, whenever the application looks.
             pair.fill(&mut Cache::new(Arc::clone(&self.pool)), &self.inner.counters[index]);
         }
+        // What the old rings held is for the application's threads, not for this one to keep.
+        pool::flush_this_thread();
         let base = self.segment.base().as_ptr() as u64;
         for (index, pair) in self.pairs.iter().enumerate() {
             for which in 0..2 {
