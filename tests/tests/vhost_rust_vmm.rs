@@ -170,7 +170,7 @@ impl VhostUserBackendMut for Echo {
             // Both, whatever the first says; what came in the meantime is to be seen.
             let more = [rx, tx].map(|ring| ring.enable_notification().unwrap());
             // More receive buffers are of no use while there is no frame for them.
-            if !more[1] && !(more[0] && !self.frames.is_empty()) {
+            if !more[1] && (!more[0] || self.frames.is_empty()) {
                 return Ok(());
             }
         }
@@ -186,7 +186,7 @@ fn frame(number: u64, longest: usize) -> Vec<u8> {
         _ => 60 + (number as usize * 7919) % (longest - 59),
     };
     let mut bytes = number.to_le_bytes().to_vec();
-    bytes.extend((8..len).map(|i| (number as usize * 31 ^ i * 7 ^ i >> 8) as u8));
+    bytes.extend((8..len).map(|i| ((number as usize * 31) ^ (i * 7) ^ (i >> 8)) as u8));
     bytes
 }
 
