@@ -299,6 +299,29 @@ impl Cache {
         Some(meta)
     }
 
+    /// The last `n` buffers that were made ready, in the order in which they were put back. They are still the cache's:
+    /// see [`forget_first`](Cache::forget_first).
+    ///
+    /// In this order a receive ring that is filled with what was just freed gets each buffer where it was before.
+    #[inline(always)]
+    pub(crate) fn last(&self, n: usize) -> impl Iterator<Item = NonNull<Meta>> + '_ {
+        let inner = self.pool.inner();
+        self.ids[self.ids.len() - n.min(self.ids.len())..]
+            .iter()
+            .map(|&id| inner.meta(id))
+    }
+
+    /// Of the last `n` buffers, the first `taken` are somebody else's now.
+    #[inline(always)]
+    pub(crate) fn forget_first(&mut self, taken: usize, n: usize) {
+        let len = self.ids.len();
+        debug_assert!(taken <= n && n <= len);
+        if taken < n {
+            self.ids.copy_within(len - n + taken.., len - n);
+        }
+        self.ids.truncate(len - taken);
+    }
+
     /// Takes back a buffer, with all segments behind it.
     ///
     /// # Safety

@@ -254,16 +254,16 @@ impl Pair {
                 counters.rx_no_buffer.add(1);
                 break;
             }
-            let buffers = std::iter::from_fn(|| {
-                let mut meta = cache.pop()?;
-                // SAFETY: just taken from the cache; the ring owns it from here.
+            let n = rx.post(cache.last(have).map(|mut meta| {
+                // SAFETY: the cache's, and the ring's from here on: it is forgotten below.
                 let m = unsafe { meta.as_mut() };
+                m.reset();
                 m.len = room;
                 // The other side writes a header there.
                 m.zeroed_at = 0;
-                Some(Owned(meta))
-            });
-            let n = rx.post(buffers.take(have));
+                Owned(meta)
+            }));
+            cache.forget_first(n, have);
             want -= n;
             posted += n;
             if n == 0 {

@@ -106,6 +106,14 @@ impl Ring {
         unsafe { raw::store_desc(self.desc.add((i & self.mask) * size_of::<wire::Desc>()), desc) }
     }
 
+    /// [`Ring::store_desc`], unless the descriptor says so already: an unchanged line stays in both caches.
+    #[inline(always)]
+    pub(crate) fn update_desc(&self, i: usize, desc: Desc) {
+        if self.load_desc(i) != desc {
+            self.store_desc(i, desc);
+        }
+    }
+
     #[inline(always)]
     fn avail(&self, offset: usize) -> &AtomicU16 {
         // SAFETY: the callers pass an even offset below the ring's size of 6 + 2 * (mask + 1).

@@ -88,6 +88,11 @@ impl Ring {
         cell[0].store(desc.addr, Relaxed);
         cell[1].store(desc.meta, Relaxed);
     }
+    pub(crate) fn update_desc(&self, i: usize, desc: Desc) {
+        if self.load_desc(i) != desc {
+            self.store_desc(i, desc);
+        }
+    }
     pub(crate) fn load_avail_entry(&self, position: usize) -> u16 {
         self.cells.avail_ring[self.at(position)].load(Relaxed)
     }

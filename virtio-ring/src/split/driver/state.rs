@@ -155,7 +155,13 @@ impl State {
         buffers.take(free).for_each(|(segment, cookie)| {
             debug_assert_ne!(segment.len, 0, "a segment is empty");
             let id = (cursor + filling.added) & ring.mask();
-            ring.store_desc(id, Desc::new(segment.addr, segment.len, flags, 0));
+            let desc = Desc::new(segment.addr, segment.len, flags, 0);
+            if mask != 0 {
+                // Buffers to receive into often come back to where they were.
+                ring.update_desc(id, desc);
+            } else {
+                ring.store_desc(id, desc);
+            }
             *slots.at(id) = Slot {
                 cookie,
                 writable: segment.len & mask,
