@@ -234,9 +234,9 @@ fn echo(features: u64, spec: &str, count: u64, longest: usize, sleeps: bool) {
             );
             if sleeps {
                 let begin = Instant::now();
-                queue.wait(Some(Duration::from_millis(500))).unwrap();
+                queue.wait(Some(Duration::from_secs(5))).unwrap();
                 assert!(
-                    begin.elapsed() < Duration::from_millis(500),
+                    begin.elapsed() < Duration::from_secs(5),
                     "{spec}: nobody called, frame {seen}"
                 );
             } else {

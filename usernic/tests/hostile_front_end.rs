@@ -286,7 +286,7 @@ fn one_at_a_time() {
 #[test]
 fn a_file_is_truncated_in_mid_traffic() {
     let _alone = alone();
-    hugemem::guard::install().unwrap();
+    usernic::install_sigbus_guard().unwrap();
     for through_rx in [true, false] {
         let place = Place::new();
         let back = place.open("vhost", "").unwrap();

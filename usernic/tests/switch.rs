@@ -204,7 +204,7 @@ fn learning() {
 #[test]
 fn ageing() {
     let mut net = Net::new(&[Role::Learn; 3]);
-    net.ageing = Duration::from_millis(300);
+    net.ageing = Duration::from_secs(2);
     running(net.switch(), || {
         let [mut a, mut b, mut c] = [0, 1, 2].map(|port| net.join(port));
         // Every link must be up in the switch before a flood reaches all.
@@ -223,7 +223,7 @@ fn ageing() {
         until("it goes to a", || a.take() == [addressed(1, 2, 100)]);
         std::thread::sleep(Duration::from_millis(20));
         assert!(c.take().is_empty(), "a is known");
-        std::thread::sleep(Duration::from_millis(500));
+        std::thread::sleep(Duration::from_millis(2500));
         b.send(&addressed(1, 2, 101));
         until("it goes to c too", || c.take() == [addressed(1, 2, 101)]);
         until("and to a", || a.take() == [addressed(1, 2, 101)]);
