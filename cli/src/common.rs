@@ -10,10 +10,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
+use usernic::confine::{Enforced, Files};
 use usernic::spec::PortSpec;
+use usernic::vfio::{Host, Kernel};
+use usernic::vhost_user::SocketAccess;
 use usernic::{Port, Queue, Stats};
 
-use crate::control::Control;
+use crate::control::{Control, Request};
+use crate::metrics::{self, Metrics, PortMetrics};
 
 /// An error in how the program was called: exit status 2.
 #[derive(Debug)]
@@ -26,6 +30,18 @@ impl fmt::Display for Usage {
 }
 
 impl std::error::Error for Usage {}
+
+/// What failed was told already: exit status 1 without a message.
+#[derive(Debug)]
+pub struct Failed;
+
+impl fmt::Display for Failed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("it failed, as was told")
+    }
+}
+
+impl std::error::Error for Failed {}
 
 /// An error and its causes in one line, each cause once: some errors quote their source already.
 pub fn describe(error: &anyhow::Error) -> String {
@@ -53,12 +69,65 @@ pub struct PollArgs {
     /// Serve the port's counters on this Unix socket, for `usernic stats`
     #[arg(long, value_name = "PATH")]
     pub control: Option<PathBuf>,
+    #[command(flatten)]
+    pub confine: ConfineArgs,
+}
+
+/// Whether a program gives up what it does not need.
+#[derive(clap::Args)]
+pub struct ConfineArgs {
+    /// Stay able to open other files and to make other system calls (Landlock and seccomp)
+    #[arg(long)]
+    no_confine: bool,
+}
+
+/// What a program has given up, for `usernic stats`.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct Confined {
+    /// Files, by Landlock; nothing if it was not asked for or refused.
+    files: Option<Enforced>,
+    /// System calls, by seccomp.
+    calls: bool,
+}
+
+impl ConfineArgs {
+    /// Gives up all files but those of these ports and those that are to be made. Before ports are opened: the threads
+    /// that they start are confined with this one. What is refused is told, and done without.
+    pub fn files<'a>(&self, ports: impl IntoIterator<Item = &'a PortSpec>, made: &[Option<&PathBuf>]) -> Confined {
+        if self.no_confine {
+            return Confined::default();
+        }
+        let ports = ports.into_iter().fold(Files::new(), Files::port);
+        let files = made
+            .iter()
+            .flatten()
+            .fold(ports, |files, path| files.create(path))
+            .apply();
+        Confined {
+            files: files.map_err(|error| tracing::warn!("not confined: {error}")).ok(),
+            calls: false,
+        }
+    }
+
+    /// Gives up all system calls but those of open ports, in all threads.
+    pub fn calls(&self, confined: Confined) -> Confined {
+        let calls = !self.no_confine
+            && usernic::confine::calls()
+                .map_err(|error| tracing::warn!("not confined: {error}"))
+                .is_ok();
+        Confined { calls, ..confined }
+    }
 }
 
 impl PollArgs {
     /// Pins the calling thread, if that was asked for.
     pub fn pin(&self) -> Result<()> {
         self.cpu.map_or(Ok(()), pin)
+    }
+
+    /// Gives up files: those of these ports stay, and those that are to be made.
+    pub fn confine<'a>(&self, ports: impl IntoIterator<Item = &'a PortSpec>, made: Option<&PathBuf>) -> Confined {
+        self.confine.files(ports, &[made, self.control.as_ref()])
     }
 
     /// Opens a port, waits for its link and takes one of its queues.
@@ -68,6 +137,10 @@ impl PollArgs {
         let taken = port
             .queue(queue)
             .with_context(|| format!("cannot take queue {queue}"))?;
+        // What the command line says goes before.
+        if let Some(cpu) = port.cpu(queue).filter(|_| self.cpu.is_none()) {
+            usernic::cpu::pin(cpu).with_context(|| format!("cannot pin the thread to CPU {cpu}"))?;
+        }
         // In slices, so that a signal ends the wait.
         let deadline = Instant::now() + self.wait;
         while !port.wait_link(Duration::from_millis(100).min(self.wait)) {
@@ -92,22 +165,53 @@ impl PollArgs {
     }
 
     /// Serves the counters of `ports` if a control socket was asked for; while the answer lives.
-    pub fn serve(&self, ports: &[(&str, &Arc<Port>)]) -> Result<Option<Control>> {
+    ///
+    /// System calls are given up first: ports are open when their counters are served.
+    pub fn serve(&self, ports: &[(&str, &Arc<Port>)], confined: Confined) -> Result<Option<Control>> {
+        let confined = self.confine.calls(confined);
         let Some(path) = &self.control else { return Ok(None) };
         let ports: Vec<(String, Arc<Port>)> = ports.iter().map(|(n, p)| (n.to_string(), Arc::clone(p))).collect();
-        let snapshot = move || {
-            let all: Vec<_> = ports
-                .iter()
-                .map(|(name, port)| {
-                    let mut value = serde_json::to_value(port.stats()).unwrap_or_default();
-                    value["name"] = name.clone().into();
-                    value["link_up"] = port.link().up.into();
-                    value
-                })
-                .collect();
-            serde_json::json!({ "ports": all })
+        let stats = move |request| match request {
+            Request::Stats => {
+                let all: Vec<_> = ports
+                    .iter()
+                    .map(|(name, port)| {
+                        let mut value = serde_json::to_value(port.stats()).unwrap_or_default();
+                        value["name"] = name.clone().into();
+                        value["link_up"] = port.link().up.into();
+                        value
+                    })
+                    .collect();
+                Ok(serde_json::json!({ "ports": all, "confined": confined }))
+            }
+            Request::Metrics => {
+                let ports = ports.iter().map(|(name, port)| PortMetrics {
+                    name: name.clone(),
+                    link_up: port.link().up,
+                    stats: port.stats(),
+                    switch: None,
+                });
+                let ports = ports.collect();
+                Ok(metrics::render(Metrics { ports, addresses: None })?.into())
+            }
+            _ => bail!("only a switch has ports to list, add or remove"),
         };
-        Control::serve(path, Arc::new(snapshot)).map(Some)
+        Control::serve(path, SocketAccess::default(), Arc::new(stats)).map(Some)
+    }
+}
+
+/// The argument of every command about devices.
+#[derive(clap::Args)]
+pub struct HostArgs {
+    /// The folder that stands for the machine's root, for tests
+    #[arg(long, hide = true, value_name = "DIR", default_value = "/")]
+    root: PathBuf,
+}
+
+impl HostArgs {
+    /// The machine.
+    pub fn host(&self) -> Host {
+        Host::new(&self.root, Kernel)
     }
 }
 
@@ -136,15 +240,14 @@ pub fn quantity(text: &str) -> Result<f64, String> {
         .ok_or_else(|| "write a number above 0, with K, M or G if wanted: 2.5M".to_owned())
 }
 
-/// Pins the calling thread to a CPU.
+/// Pins the calling thread to a CPU. Whether it may is the kernel's to say: another thread may be pinned elsewhere already.
 pub fn pin(cpu: usize) -> Result<()> {
-    let mut set = rustix::thread::CpuSet::new();
-    if cpu >= rustix::thread::CpuSet::MAX_CPU {
-        bail!("CPU {cpu}: there are at most {} CPUs", rustix::thread::CpuSet::MAX_CPU);
-    }
-    set.set(cpu);
-    rustix::thread::sched_setaffinity(None, &set)
-        .with_context(|| format!("cannot pin the thread to CPU {cpu} (this process may use {:?})", cpus()))
+    let refused = || {
+        let list = usernic::cpu::format_list(&usernic::cpu::allowed(&Host::default()));
+        format!("cannot pin the thread to CPU {cpu} (this process may use {list})")
+    };
+    let number = u32::try_from(cpu).with_context(refused)?;
+    usernic::cpu::pin(number).with_context(refused)
 }
 
 /// The CPUs that this process may use.

@@ -6,14 +6,16 @@
 
 mod capture_file;
 mod cmd;
+mod cni;
 mod common;
 mod control;
 mod demo;
+mod metrics;
 mod packets;
 mod responder;
 mod sample;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -51,6 +53,22 @@ enum Command {
     Ping(cmd::ping::Args),
     /// Show the counters of a running usernic program
     Stats(cmd::stats::Args),
+    /// The CNI plugin: what a container runtime calls, also by the name usernic-cni
+    Cni,
+    /// List virtual functions, their ports, and what is missing to use them
+    Devices(cmd::devices::Args),
+    /// Make, unmake and configure virtual functions
+    Vf(cmd::vf::Args),
+    /// Give devices to vfio-pci, for a container to drive
+    Bind(cmd::bind::Args),
+    /// Give devices back to the kernel's drivers
+    Unbind(cmd::bind::UnbindArgs),
+    /// Is this machine, or this container, fit for a port? Each fault with what mends it
+    Doctor(cmd::doctor::Args),
+    /// Give polling threads a part of the last-level cache of their own
+    Cat(cmd::cat::Args),
+    /// The least that a container must be given for its ports: OCI, podman, docker, Kubernetes, CDI
+    Container(cmd::container::Args),
     /// Write the capture that ships with the program
     #[command(hide = true)]
     Sample {
@@ -63,7 +81,15 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    // Runtimes call plugins by the name of the file.
+    let called = std::env::args_os().next().unwrap_or_default();
+    if Path::new(&called).file_name().is_some_and(|name| name == "usernic-cni") {
+        return cni::main();
+    }
     let cli = Cli::parse();
+    if matches!(cli.command, Command::Cni) {
+        return cni::main();
+    }
     let level = ["warn", "info", "debug"][usize::from(cli.verbose.min(2))];
     let filter = EnvFilter::try_from_env("USERNIC_LOG").unwrap_or_else(|_| EnvFilter::new(level));
     tracing_subscriber::fmt()
@@ -86,11 +112,20 @@ fn main() -> ExitCode {
         Command::Forward(args) => cmd::forward::run(args, cli.json),
         Command::Ping(args) => cmd::ping::run(args, cli.json),
         Command::Stats(args) => cmd::stats::run(args),
+        Command::Cni => unreachable!("answered above"),
+        Command::Devices(args) => cmd::devices::run(args, cli.json),
+        Command::Vf(args) => cmd::vf::run(args, cli.json),
+        Command::Bind(args) => cmd::bind::run(args, cli.json),
+        Command::Unbind(args) => cmd::bind::run_unbind(args, cli.json),
+        Command::Doctor(args) => cmd::doctor::run(args, cli.json),
+        Command::Cat(args) => cmd::cat::run(args, cli.json),
+        Command::Container(args) => cmd::container::run(args, cli.json),
         Command::Sample { out } => sample::write(&out).map_err(Into::into),
         Command::DemoContainer(args) => demo::container_main(args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.is::<common::Failed>() => ExitCode::FAILURE,
         Err(error) => {
             let usage = error.is::<common::Usage>();
             let message = common::describe(&error);

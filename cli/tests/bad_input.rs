@@ -87,9 +87,13 @@ fn a_socket_path_that_is_too_long() {
 #[test]
 fn port_specs_that_are_none() {
     let place = Place::new();
-    for size in ["0", "3", "65536"] {
+    for (size, text) in [
+        ("0", "from 2 to 32768"),
+        ("3", "power of two"),
+        ("65536", "from 2 to 32768"),
+    ] {
         let spec = format!("virtio-user,path=s,queue_size={size}");
-        place.fails(2, &["generate", "--port", &spec], &["power of two", "2 to 32768"]);
+        place.fails(2, &["generate", "--port", &spec], &["queue_size", text]);
     }
     place.fails(
         2,

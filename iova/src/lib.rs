@@ -1,5 +1,5 @@
-#![no_std]
-#![forbid(unsafe_code)]
+#![cfg_attr(not(feature = "vfio"), no_std)]
+#![cfg_attr(not(feature = "vfio"), forbid(unsafe_code))]
 //! Address spaces of devices and peers: ranges, and the table that translates theirs to ours.
 //!
 //! A vhost-user front-end names packets by addresses of its own; a device behind an IOMMU by I/O virtual addresses. The
@@ -10,6 +10,8 @@
 //! - [`Range`]: some addresses; never empty, never beyond the end of the address space.
 //! - [`Table`]: up to `N` regions, theirs and ours; refuses those that overlap. No allocation, no `unsafe`.
 //! - [`Hint`]: which region was hit last, kept by the one who asks.
+//! - [`Ranges`]: a set of addresses, what touches joined.
+//! - [`Allocator`]: gives out addresses of a device whose address space is smaller than ours.
 //!
 //! ```
 //! use iova::{Range, Table};
@@ -25,10 +27,16 @@
 //! assert_eq!(table.translate(u64::MAX, 2), None);
 //! ```
 
+mod allocator;
 mod range;
+mod ranges;
 mod table;
+#[cfg(feature = "vfio")]
+pub mod vfio;
 
+pub use allocator::{Allocator, AllocatorError};
 pub use range::Range;
+pub use ranges::{Ranges, TooManyRanges};
 pub use table::{Error, Hint, Region, Table};
 
 /// The README's example is compiled and run as well.

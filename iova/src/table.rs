@@ -32,10 +32,13 @@ impl Entry {
     #[inline(always)]
     fn offset(start: u64, region: u64, addr: u64, len: u64) -> Option<u64> {
         let offset = addr.wrapping_sub(start);
-        if offset < region && len <= region - offset {
-            Some(offset)
-        } else {
-            None
+        if len == 0 {
+            return if offset < region { Some(offset) } else { None };
+        }
+        // Two jumps that are never taken.
+        match offset.checked_add(len) {
+            Some(end) if end <= region => Some(offset),
+            _ => None,
         }
     }
 
@@ -168,6 +171,17 @@ impl<const N: usize> Table<N> {
             None if self.len <= 1 => None,
             None => self.search(addr, len).map(|(_, ours)| ours),
         }
+    }
+
+    /// The region that their `addr` is in.
+    #[inline]
+    pub fn region_at(&self, addr: u64) -> Option<Region> {
+        let index = match self.entries[0].translate(addr, 1) {
+            Some(_) => 0,
+            None => self.position_at(addr)?,
+        };
+        self.get(index)
+            .filter(|region| region.theirs.offset_of(addr, 1).is_some())
     }
 
     /// As [`translate`](Self::translate), and the region that was hit last is tried first.

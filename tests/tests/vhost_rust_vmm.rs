@@ -202,12 +202,17 @@ fn echo(features: u64, spec: &str, count: u64, longest: usize, sleeps: bool) {
         move || daemon.serve(socket)
     });
     let end = Instant::now() + LIMIT;
-    while !socket.exists() {
-        assert!(Instant::now() < end, "their back-end does not listen");
-        std::thread::sleep(Duration::from_millis(1));
-    }
-
-    let port = Port::open(&format!("virtio-user,path={},{spec}", socket.display())).unwrap();
+    let spec_at = format!("virtio-user,path={},{spec}", socket.display());
+    // Its socket is there before anybody listens on it: bind(2), then listen(2).
+    let port = loop {
+        match Port::open(&spec_at) {
+            Ok(port) => break port,
+            Err(usernic::Error::VhostUser(
+                usernic::vhost_user::Error::NoSocket { .. } | usernic::vhost_user::Error::NobodyListens { .. },
+            )) if Instant::now() < end => std::thread::sleep(Duration::from_millis(1)),
+            Err(error) => panic!("{spec}: {error}"),
+        }
+    };
     assert!(port.link().up);
     assert_eq!(port.link().features & MRG_RXBUF, features & MRG_RXBUF);
     let mut queue = port.queue(0).unwrap();

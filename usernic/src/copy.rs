@@ -23,10 +23,15 @@ pub(crate) unsafe fn copy(src: *const u8, dst: *mut u8, len: usize) {
         if len > 64 {
             ptr::copy_nonoverlapping(src, dst, len);
         } else if len >= 32 {
-            let a = src.cast::<[u128; 2]>().read_unaligned();
-            let b = src.add(len - 32).cast::<[u128; 2]>().read_unaligned();
-            dst.cast::<[u128; 2]>().write_unaligned(a);
-            dst.add(len - 32).cast::<[u128; 2]>().write_unaligned(b);
+            // One by one, each in a register: an array of two would go by way of the stack.
+            let a = src.cast::<u128>().read_unaligned();
+            let b = src.add(16).cast::<u128>().read_unaligned();
+            let c = src.add(len - 32).cast::<u128>().read_unaligned();
+            let d = src.add(len - 16).cast::<u128>().read_unaligned();
+            dst.cast::<u128>().write_unaligned(a);
+            dst.add(16).cast::<u128>().write_unaligned(b);
+            dst.add(len - 32).cast::<u128>().write_unaligned(c);
+            dst.add(len - 16).cast::<u128>().write_unaligned(d);
         } else if len >= 16 {
             let a = src.cast::<u128>().read_unaligned();
             let b = src.add(len - 16).cast::<u128>().read_unaligned();
@@ -71,7 +76,7 @@ pub(crate) fn prefetch_write(address: *const u8) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: prefetchw is a hint: it does not fault, whatever the address, and does nothing on a CPU without it.
     unsafe {
-        asm!("prefetchw [{}]", in(reg) address, options(nostack, preserves_flags, readonly));
+        asm!("prefetchw [{}]", in(reg) address as usize, options(nomem, nostack, preserves_flags));
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = address;

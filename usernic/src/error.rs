@@ -37,6 +37,19 @@ pub enum Error {
     /// The vhost-user connection could not be made, or broke.
     #[error(transparent)]
     VhostUser(#[from] vhost_user::Error),
+    /// The device could not be opened or used.
+    #[error(transparent)]
+    Vfio(#[from] crate::vfio::Error),
+    /// The virtual function, or its PF, did not do what was asked.
+    #[error("{device}: {tried}: {source}{}", advice(source))]
+    Vf {
+        /// The device.
+        device: String,
+        /// What was tried.
+        tried: &'static str,
+        /// Why not.
+        source: ixgbevf::Error,
+    },
     /// The back-end lacks what the port cannot do without.
     #[error("the back-end at {} offers no {feature} (it offers {offered:#x}): {advice}", path.display())]
     Feature {
@@ -81,6 +94,30 @@ pub enum Error {
         /// The queue.
         index: u16,
     },
+    /// A queue's thread is to run where this process may not.
+    #[error(
+        "cpus=: CPU {cpu} is not among those that this process may use: {allowed}: name some of these, or widen its cpuset"
+    )]
+    Cpu {
+        /// The CPU.
+        cpu: u32,
+        /// Those that it may use, as the kernel writes lists.
+        allowed: String,
+    },
+    /// What was asked of an open port cannot be done.
+    #[error("not done: {why}")]
+    NotGranted {
+        /// What stands against it.
+        why: &'static str,
+    },
+    /// Memory that was lent to a port cannot be shared.
+    #[error("lent region {index}: {why}")]
+    Region {
+        /// Which of them.
+        index: usize,
+        /// What is wrong with it.
+        why: String,
+    },
     /// A system call failed.
     #[error("{tried}: {source}")]
     System {
@@ -102,5 +139,25 @@ impl<T, E: Into<io::Error>> Tried<T> for Result<T, E> {
             tried,
             source: e.into(),
         })
+    }
+}
+
+/// What to do about an error of a virtual function, as the end of a sentence.
+fn advice(error: &ixgbevf::Error) -> &'static str {
+    use ixgbevf::{Error as E, Request as R};
+    match error {
+        E::Refused(R::SetMac) => {
+            ": its address was set by the administrator: leave mac= out, or `ip link set PF vf N trust on`"
+        }
+        E::Refused(R::SetLpe) => ": the PF's own MTU must be as large: `ip link set PF mtu N`, or pass a smaller mtu=",
+        E::Refused(R::SetVlan) => ": the administrator has put it into a VLAN: leave vlan= out",
+        E::Refused(R::UpdateXcastMode) => {
+            ": the PF must trust it (`ip link set PF vf N trust on`), and for promiscuous mode be promiscuous itself"
+        }
+        E::ResetTimeout | E::NoAck(_) | E::NoReply(_) | E::PfReset => {
+            ": the PF's driver must be loaded and its interface up: `ip link set PF up`"
+        }
+        E::QueueCount { .. } => ": pass another queues=",
+        _ => "",
     }
 }

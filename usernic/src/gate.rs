@@ -42,21 +42,21 @@ unsafe impl<T: Send> Sync for Shared<T> {}
 unsafe impl<T: Send> Send for Shared<T> {}
 
 /// The polling thread's half.
-pub(crate) struct DataSide<T>(Arc<Shared<T>>);
+pub struct DataSide<T>(Arc<Shared<T>>);
 
 /// The controlling thread's half.
-pub(crate) struct ControlSide<T> {
+pub struct ControlSide<T> {
     shared: Arc<Shared<T>>,
     closed: bool,
 }
 
 /// The data side, inside. The control side waits for its end, so it is held for a burst and never across a wait.
-pub(crate) struct Entered<'a, T> {
+pub struct Entered<'a, T> {
     shared: &'a Shared<T>,
 }
 
 /// Makes a closed gate around `value`.
-pub(crate) fn pair<T: Send>(value: T) -> (DataSide<T>, ControlSide<T>) {
+pub fn pair<T: Send>(value: T) -> (DataSide<T>, ControlSide<T>) {
     pair_with(value, !membarrier_registered())
 }
 
@@ -73,7 +73,7 @@ fn pair_with<T: Send>(value: T, fenced: bool) -> (DataSide<T>, ControlSide<T>) {
 impl<T> DataSide<T> {
     /// Goes in, unless the gate is closed. Costs two stores and a load.
     #[inline]
-    pub(crate) fn enter(&mut self) -> Option<Entered<'_, T>> {
+    pub fn enter(&mut self) -> Option<Entered<'_, T>> {
         let shared = &*self.0;
         shared.busy.0.store(true, Ordering::Relaxed);
         if shared.fenced {
@@ -120,7 +120,7 @@ impl<T> Drop for Entered<'_, T> {
 impl<T> ControlSide<T> {
     /// Closes the gate, waits until the data side is out (a burst at the most, and for the time in which its thread
     /// has no CPU), and gives the value.
-    pub(crate) fn close(&mut self) -> &mut T {
+    pub fn close(&mut self) -> &mut T {
         if !self.closed {
             self.shared.closed.0.store(true, Ordering::Relaxed);
             fence(Ordering::SeqCst);
@@ -140,12 +140,12 @@ impl<T> ControlSide<T> {
     }
 
     /// Whether the data side can come in.
-    pub(crate) fn is_open(&self) -> bool {
+    pub fn is_open(&self) -> bool {
         !self.closed
     }
 
     /// Opens the gate.
-    pub(crate) fn open(&mut self) {
+    pub fn open(&mut self) {
         self.closed = false;
         self.shared.closed.0.store(false, Ordering::Release);
     }

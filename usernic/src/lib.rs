@@ -9,11 +9,23 @@
 //! | layer | what it is |
 //! |---|---|
 //! | [`Port`] | opened from a [`spec`]: connection, memory, link |
+//! | [`auto`] | the port that an orchestrator gave the container: `Port::open("auto")` |
 //! | [`Queue`] | a queue pair, driven by the one thread that holds it |
 //! | [`Packet`], [`Burst`] | frames in the port's memory, moved in bursts |
 //! | [`RawQueue`] | the rings under a queue, over buffers of any kind |
+//! | [`gate`] | one thread polls a ring, another stops it now and then |
+//! | [`LentPort`] | a front-end over memory of the application |
+//! | [`offload`] | checksums, segmentation and hashes in software |
+//! | [`filter`] | which frames are for a port |
 //! | [`switch`] | a learning bridge, cross-connects and reflectors, made of `vhost` ports |
+//! | [`needs`] | what a port needs of its container |
+//! | [`doctor`] | whether machine or container are fit for a port |
+//! | [`cpu`] | CPUs: which may be used, and where they are |
+//! | [`resctrl`] | a part of the cache for polling threads alone |
 //! | [`vhost_user`] | the sockets under it all |
+//! | [`vf`] | what a port needs of a virtual function |
+//! | [`vfio`] | PCI devices that this process drives: registers, interrupts, memory |
+//! | [`pci`] | what devices there are, and how they change hands |
 //!
 //! # Example
 //!
@@ -43,25 +55,36 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+pub mod auto;
+pub mod confine;
 mod copy;
+pub mod cpu;
+pub mod doctor;
 mod error;
-mod gate;
+pub mod filter;
+pub mod gate;
 pub mod memory;
+pub mod needs;
+pub mod offload;
 mod packet;
+pub mod pci;
 mod pool;
 mod port;
 mod queue;
 mod regions;
+pub mod resctrl;
 pub mod spec;
 mod stats;
 pub mod switch;
+pub mod vf;
+pub mod vfio;
 pub mod vhost_user;
 
 pub use error::Error;
-pub use packet::{Burst, Packet, PacketError};
-pub use port::{Link, Port};
+pub use packet::{Burst, Checksum, OffloadError, Packet, PacketError, Place, Segmentation};
+pub use port::{LentMemory, LentPair, LentPort, LentRegion, Link, Port};
 pub use queue::{Buffer, MAX_SEGMENTS, Queue, RawQueue, RawRing, TooManySegments};
-pub use stats::Stats;
+pub use stats::{DeviceStats, Stats};
 
 /// Installs a handler of SIGBUS that keeps the process alive when the other side truncates a file of memory that is
 /// mapped here: the lost page becomes zeroes, and the port goes down.

@@ -1,11 +1,18 @@
 //! Packets, and bursts of them.
 
+mod offload;
+mod place;
+
 use std::fmt;
 use std::mem;
 use std::ptr::NonNull;
 
 use crate::copy::copy;
 use crate::pool::{self, Meta, RESERVED};
+
+pub use offload::{Checksum, OffloadError, Segmentation};
+pub(crate) use offload::{Handled, Marks, asked, emit_header, expect_asking, handle};
+pub use place::Place;
 
 /// One frame in a port's packet memory, of one or more segments.
 ///
@@ -145,6 +152,9 @@ impl Packet {
     /// Calls `f` with each piece of `offset..offset + count`: where it is, and its place in the range.
     fn pieces(&self, mut offset: usize, count: usize, mut f: impl FnMut(*mut u8, usize, usize)) {
         let mut done = 0;
+        if count == 0 {
+            return;
+        }
         for meta in self.segments() {
             let len = meta.len as usize;
             if offset >= len {
@@ -233,6 +243,7 @@ impl Packet {
     /// [`PacketError::NoBuffers`]; the frame is then empty.
     #[inline]
     pub fn copy_from(&mut self, src: &[u8]) -> Result<(), PacketError> {
+        self.clear_offloads();
         self.set_len(src.len())?;
         self.write_at(0, src)
     }
@@ -289,7 +300,7 @@ impl Packet {
         }
     }
 
-    /// Makes the frame equal to `other`, which may be of another port.
+    /// Makes the frame equal to `other`, which may be of another port, with all that is known of it and asked for it.
     ///
     /// # Errors
     /// [`PacketError::NoBuffers`]; the frame is then empty.
@@ -303,7 +314,20 @@ impl Packet {
             self.pieces(at, n, |dst, from, n| unsafe { copy(segment.data().add(from), dst, n) });
             at += n;
         }
+        self.copy_offloads(other);
         Ok(())
+    }
+
+    /// Copies a part of another packet to `at`. `false`, and nothing copied: it is not there, or does not fit.
+    pub(crate) fn copy_part(&mut self, at: usize, other: &Packet, part: std::ops::Range<usize>) -> bool {
+        if self.check(at, part.len()).is_err() || other.check(part.start, part.len()).is_err() {
+            return false;
+        }
+        other.pieces(part.start, part.len(), |src, from, n| {
+            // SAFETY: both are in bounds, as just checked; the packets are different ones.
+            self.pieces(at + from, n, |dst, more, n| unsafe { copy(src.add(more), dst, n) });
+        });
+        true
     }
 
     /// Puts `src` before the frame.
@@ -315,14 +339,21 @@ impl Packet {
         if src.len() > left {
             return Err(PacketError::NoHeadroom { asked: src.len(), left });
         }
+        self.grow_front(src.len() as u16);
         let meta = self.meta_mut();
-        meta.offset -= src.len() as u16;
-        meta.len += src.len() as u32;
-        // What was a zeroed header may be packet bytes now.
-        meta.zeroed_at = 0;
         // SAFETY: inside the headroom, as just checked.
         unsafe { copy(src.as_ptr(), meta.data(), src.len()) };
         Ok(())
+    }
+
+    /// Moves the first byte back, by no more than the headroom.
+    fn grow_front(&mut self, by: u16) {
+        let meta = self.meta_mut();
+        meta.offset -= by;
+        meta.len += u32::from(by);
+        // What was a zeroed header may be packet bytes now.
+        meta.zeroed_at = 0;
+        self.shift_offloads(by as isize);
     }
 
     /// Takes `count` bytes off the front.
@@ -340,6 +371,7 @@ impl Packet {
         }
         meta.offset += count as u16;
         meta.len -= count as u32;
+        self.shift_offloads(-(count as isize));
         Ok(())
     }
 
@@ -471,6 +503,18 @@ impl Burst {
         n
     }
 
+    /// To add packets by where the caller knows that there is room.
+    #[inline(always)]
+    pub(crate) fn appending(&mut self) -> Appending<'_> {
+        let len = self.packets.len();
+        Appending {
+            // SAFETY: within the capacity, or just behind it.
+            at: unsafe { self.packets.as_mut_ptr().add(len) },
+            count: 0,
+            burst: self,
+        }
+    }
+
     /// Adds a packet where the caller knows that there is room.
     ///
     /// # Safety
@@ -484,6 +528,11 @@ impl Burst {
             self.packets.as_mut_ptr().add(len).write(packet);
             self.packets.set_len(len + 1);
         }
+    }
+
+    /// Drops a packet; those behind it move up.
+    pub(crate) fn remove(&mut self, index: usize) {
+        drop(self.packets.remove(index));
     }
 
     /// Passes the packets from `start` on through `f`, in order, and keeps what it returns.
@@ -556,6 +605,35 @@ impl<'a> IntoIterator for &'a mut Burst {
 
     fn into_iter(self) -> Self::IntoIter {
         self.packets.iter_mut()
+    }
+}
+
+/// Packets on their way into a burst: where the next one goes, in registers.
+pub(crate) struct Appending<'a> {
+    at: *mut Packet,
+    count: usize,
+    burst: &'a mut Burst,
+}
+
+impl Appending<'_> {
+    /// Adds a packet.
+    ///
+    /// # Safety
+    /// The burst had room for one more than were added so far.
+    #[inline(always)]
+    pub(crate) unsafe fn push(&mut self, packet: Packet) {
+        // SAFETY: within the capacity, by the caller; the place is uninitialised.
+        unsafe { self.at.add(self.count).write(packet) };
+        self.count += 1;
+    }
+}
+
+impl Drop for Appending<'_> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        let len = self.burst.packets.len();
+        // SAFETY: so many were written behind the first `len`.
+        unsafe { self.burst.packets.set_len(len + self.count) };
     }
 }
 

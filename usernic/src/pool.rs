@@ -14,6 +14,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
 
 use hugemem::{Segment, Slab};
 
+use crate::offload::checksum::Partial;
+use crate::packet::Marks;
+
 /// Bytes before a fresh packet's first byte: room for the virtio-net header and for what an application prepends.
 pub(crate) const HEADROOM: u16 = 128;
 
@@ -32,26 +35,61 @@ pub(crate) struct Meta {
     /// The same, as the other side names it.
     pub(crate) address: u64,
     pool: *const Inner,
-    /// The next segment of the same packet.
+    /// The next segment of the same packet. None in a buffer that nobody has: whoever gives one back takes it out first.
     pub(crate) next: Option<NonNull<Meta>>,
-    id: u32,
+    // `offset` to `len` stand in an order in which few stores reset them, of a packet to send and of a buffer to receive
+    // into.
+    /// Where the packet's bytes begin, from `base`.
+    pub(crate) offset: u16,
+    /// If it equals `offset`, the virtio-net header before it was zeroed by us and nothing has been put there since; and
+    /// the packet asks for nothing.
+    pub(crate) zeroed_at: u16,
+    /// Of a packet's first segment: which of the other fields mean something.
+    pub(crate) marks: Marks,
+    /// Bytes of the packet's headers, if it is to be cut ([`Marks::SEGMENTATION`]).
+    pub(crate) hdr_len: u16,
     /// Bytes of the packet in this segment.
     pub(crate) len: u32,
-    /// Where they begin, from `base`.
-    pub(crate) offset: u16,
-    /// If it equals `offset`, the virtio-net header before it was zeroed by us and nothing has been put there since.
-    pub(crate) zeroed_at: u16,
+    id: u32,
+    /// The checksum that is open ([`Marks::CHECKSUM`]).
+    pub(crate) partial: Partial,
+    /// Bytes of payload for each packet that this one is to be cut into ([`Marks::SEGMENTATION`]).
+    pub(crate) gso_size: u16,
+    /// Over what `hash` is ([`Marks::HASH`]).
+    pub(crate) hash_report: u16,
+    /// The hash that the other side reported ([`Marks::HASH`]).
+    pub(crate) hash: u32,
+    /// The VLAN tag that is not in the frame ([`Marks::TAG`]).
+    pub(crate) tag: u16,
 }
 
 const _: () = assert!(size_of::<Meta>() == 64);
 
 impl Meta {
-    /// Makes the buffer an empty packet of its own.
+    /// Makes a buffer that nobody had an empty packet.
     #[inline(always)]
-    pub(crate) fn reset(&mut self) {
+    fn reset(&mut self) {
+        debug_assert!(self.next.is_none());
         self.offset = HEADROOM;
+        self.marks = Marks::NONE;
+        self.hdr_len = 0;
         self.len = 0;
-        self.next = None;
+    }
+
+    /// The other side wrote `len` bytes and a header before them.
+    #[inline(always)]
+    pub(crate) fn received(&mut self, len: u32) {
+        self.offset = HEADROOM;
+        self.zeroed_at = 0;
+        self.marks = Marks::NONE;
+        self.hdr_len = 0;
+        self.len = len;
+    }
+
+    /// Where a buffer to receive into begins, as the other side names it.
+    #[inline(always)]
+    pub(crate) fn room_address(&self) -> u64 {
+        self.address + u64::from(HEADROOM)
     }
 
     #[inline(always)]
@@ -155,7 +193,14 @@ impl Pool {
                     id,
                     len: 0,
                     offset: HEADROOM,
+                    marks: Marks::NONE,
                     zeroed_at: 0,
+                    partial: Partial { start: 0, offset: 0 },
+                    gso_size: 0,
+                    hash_report: 0,
+                    tag: 0,
+                    hash: 0,
+                    hdr_len: 0,
                 }))
             })
             .collect();
@@ -305,10 +350,12 @@ impl Cache {
     /// In this order a receive ring that is filled with what was just freed gets each buffer where it was before.
     #[inline(always)]
     pub(crate) fn last(&self, n: usize) -> impl Iterator<Item = NonNull<Meta>> + '_ {
-        let inner = self.pool.inner();
+        // The array's beginning by value: in a loop that copies shared memory, what is behind references is read again.
+        let metas = self.pool.inner().meta.as_ptr();
         self.ids[self.ids.len() - n.min(self.ids.len())..]
             .iter()
-            .map(|&id| inner.meta(id))
+            // SAFETY: ids come from the pool, which has as many buffers as there are Metas. A cell's pointer is not null.
+            .map(move |&id| unsafe { NonNull::new_unchecked(metas.add(id as usize).cast_mut().cast()) })
     }
 
     /// Of the last `n` buffers, the first `taken` are somebody else's now.
@@ -322,24 +369,15 @@ impl Cache {
         self.ids.truncate(len - taken);
     }
 
-    /// Takes back a buffer, with all segments behind it.
-    ///
-    /// # Safety
-    /// The caller owns the buffers and gives them up.
+    /// To take buffers back by.
     #[inline(always)]
-    pub(crate) unsafe fn put(&mut self, meta: NonNull<Meta>) {
-        // SAFETY: the caller owns it.
-        let m = unsafe { meta.as_ref() };
-        let len = self.ids.len();
-        if m.next.is_none() && m.pool == self.pool.0.as_ptr() && len < self.most {
-            // SAFETY: below the capacity.
-            unsafe {
-                self.ids.as_mut_ptr().add(len).write(m.id);
-                self.ids.set_len(len + 1);
-            }
-        } else {
-            // SAFETY: handed on.
-            unsafe { self.put_slow(meta) };
+    pub(crate) fn returning(&mut self) -> Returning<'_> {
+        Returning {
+            ids: self.ids.as_mut_ptr(),
+            len: self.ids.len(),
+            most: self.most,
+            pool: self.pool.0.as_ptr(),
+            cache: self,
         }
     }
 
@@ -376,6 +414,55 @@ impl Cache {
 impl Drop for Cache {
     fn drop(&mut self) {
         self.flush(0);
+    }
+}
+
+/// Buffers on their way into a cache: what that consists of, in registers.
+///
+/// Invariant: `ids` is the cache's, `len` of them are initialised, and its capacity is `most` or more.
+pub(crate) struct Returning<'a> {
+    ids: *mut u32,
+    len: usize,
+    most: usize,
+    pool: *const Inner,
+    cache: &'a mut Cache,
+}
+
+impl Returning<'_> {
+    /// Takes back a buffer, with all segments behind it.
+    ///
+    /// # Safety
+    /// The caller owns the buffers and gives them up.
+    #[inline(always)]
+    pub(crate) unsafe fn put(&mut self, meta: NonNull<Meta>) {
+        // SAFETY: the caller owns it.
+        let m = unsafe { meta.as_ref() };
+        if m.next.is_none() && m.pool == self.pool && self.len < self.most {
+            // SAFETY: below the capacity.
+            unsafe { self.ids.add(self.len).write(m.id) };
+            self.len += 1;
+        } else {
+            // SAFETY: handed on.
+            unsafe { self.put_slow(meta) };
+        }
+    }
+
+    #[cold]
+    unsafe fn put_slow(&mut self, meta: NonNull<Meta>) {
+        // SAFETY: the first `len` are initialised.
+        unsafe { self.cache.ids.set_len(self.len) };
+        // SAFETY: handed on.
+        unsafe { self.cache.put_slow(meta) };
+        self.ids = self.cache.ids.as_mut_ptr();
+        self.len = self.cache.ids.len();
+    }
+}
+
+impl Drop for Returning<'_> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        // SAFETY: the first `len` are initialised.
+        unsafe { self.cache.ids.set_len(self.len) };
     }
 }
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use iova::{Range, Table};
 use rustix::fs::FileType;
 use rustix::mm::{MapFlags, ProtFlags};
+use virtio_ring::Window;
 
 /// Regions that are taken at the most: what is said to `GET_MAX_MEM_SLOTS`.
 pub(crate) const MAX_REGIONS: usize = 32;
@@ -203,7 +204,18 @@ unsafe impl virtio_ring::Translate for Regions {
     fn translate(&self, addr: u64, len: u32) -> Option<NonNull<u8>> {
         self.table
             .translate(addr, u64::from(len))
-            .and_then(|ours| NonNull::new(ours as *mut u8))
+            // SAFETY: `add` puts only mappings into the table, none of which begins at 0 or wraps around.
+            .map(|ours| unsafe { NonNull::new_unchecked(ours as *mut u8) })
+    }
+
+    #[inline]
+    fn window(&self, addr: u64) -> Option<Window> {
+        let region = self.table.region_at(addr)?;
+        Some(Window {
+            theirs: region.theirs.start(),
+            len: region.theirs.len(),
+            ours: NonNull::new(region.ours.start() as *mut u8)?,
+        })
     }
 }
 

@@ -10,32 +10,79 @@
 //! # Ok::<(), usernic::spec::SpecError>(())
 //! ```
 //!
+//! `auto` stands for the port that an orchestrator gave this container: see [`auto`].
+//!
 //! | key | kind | default | meaning |
 //! |---|---|---|---|
 //! | `path` (or `iface` for `vhost`, as net_vhost has it) | both | | the vhost-user socket |
 //! | `server` | virtio-user | 0 | 1: listen on `path` and wait for the back-end |
 //! | `client` | vhost | 0 | 1: connect to `path`, where the front-end listens |
+//! | `socket_mode` | both, where it listens | what the umask leaves | permissions of the socket file, in octal: `0660` |
+//! | `socket_owner` | both, where it listens | this process's | user and group of the socket file, by number: `1000:1000`, `1000`, `:1000` |
 //! | `queues` | both | 1 | queue pairs, 1 to 128; for `vhost` the most that are offered |
-//! | `queue_size` | virtio-user | 256 | descriptors of each ring: a power of two, 2 to 32768 |
+//! | `queue_size` | virtio-user | 256 | descriptors of each ring, 2 to 32768; of a split ring a power of two |
 //! | `mac` | both | random, locally administered | the port's address |
 //! | `mtu` | both | 1500 | 68 to 9710 (a frame of 9728 with VLAN tag and without FCS) |
 //! | `mrg_rxbuf` | virtio-user | 1 if a frame of `mtu` does not fit `buffer_size` | 1: a received frame may take several buffers |
 //! | `in_order` | both | 1 | buffers are used in the order in which they were made available |
 //! | `event_idx` | both | 0 for virtio-user, 1 for vhost | suppress notifications by index; pays for ports that sleep |
 //! | `indirect` | both | 1 | indirect descriptors |
-//! | `packed_vq` | virtio-user | 0 | only 0 in this version |
-//! | `speed` | virtio-user | 0 | link speed to report, in Mb/s; 0 says unknown |
+//! | `packed_vq` | both | 0 for virtio-user, 1 for vhost | virtio-user: 1 for packed rings, which the back-end must offer. vhost: 1 offers them |
+//! | `vectorized` | vhost | 1 | 0: no vector instructions (AVX-512 or AVX2, where the processor has them) |
+//! | `csum` | both | 0 for virtio-user, 1 for vhost | the back-end completes checksums of what the front-end sends, and the front-end takes frames with verified or open checksums |
+//! | `tso` | both | 0 for virtio-user, 1 for vhost | the back-end takes TCP and UDP packets of up to 64 KiB that are to be cut (TSO, USO); 1 implies `csum=1` |
+//! | `lro` | both | 0 for virtio-user, 1 for vhost | the front-end takes such packets; 1 implies `csum=1` and, where it is not given, `mrg_rxbuf=1` |
+//! | `rss` | both | 0 | receive-side scaling and hash reports. vhost: 1 offers them, to front-ends whose control queue and configuration space are this port's: ours, or QEMU's generic vhost-user device. virtio-user: 1 asks for them; the queues get the frames by the hash, and [`Packet::received_hash`](crate::Packet::received_hash) has it |
+//! | `speed` | both | 0 | link speed to report, in Mb/s; 0 says unknown |
 //! | `buffers` | both | what the rings need | packet buffers of the port |
 //! | `buffer_size` | both | 2048 | bytes of a frame that one buffer holds: 1024 to 16384 |
 //! | `mem` | virtio-user | what rings and buffers need | size of the port's one segment: `4M`, `2097152` |
 //! | `memory` | virtio-user | auto | `auto`, `hugetlbfs`, `memfd-huge` or `memfd` |
 //! | `huge_dir` | virtio-user | first that fits | the hugetlbfs mount to use |
 //! | `numa` | virtio-user | any | the node that the segment comes from |
+//! | `cpus` | both | those of the thread | one CPU for each queue pair: `2-3+6`. Must be among those that the process may use; without `numa=` the memory comes from their node |
 //! | `timeout` | both | 5000 | milliseconds for each answer of the other side |
 //! | `reconnect` | virtio-user | 1 | 0: a lost back-end is not looked for again |
+//!
+//! A `vf` port drives a virtual function of an 82599, X540 or X550 that is bound to vfio-pci. Of the keys above it has `mac`,
+//! `mtu`, `buffers`, `mem`, `memory`, `huge_dir`, `numa`, `timeout`; and:
+//!
+//! | key | default | meaning |
+//! |---|---|---|
+//! | `pci` | the one device that this container was given | the function's address, as `0000:81:10.0` |
+//! | `queues` | 1 | queue pairs: 1, 2, 4 or 8, as many as the PF gives |
+//! | `queue_size` | 512 | descriptors of each ring, 64 to 8192, a multiple of 8 |
+//! | `mac` | the PF's, else a random one | the port's address |
+//! | `buffer_size` | 2048 | bytes of a frame that one buffer holds: whole KiB up to 16384 |
+//! | `vlan` | none | VLANs to receive, as `100` or `100+200`; tags stay in the frames |
+//! | `vlan_strip` | 0 | 1: tags are taken out of the frames: [`Packet::vlan_tag`](crate::Packet::vlan_tag) |
+//! | `csum`, `tso` | 1 | 0: checksums are made, and packets cut, in software |
+//! | `moderation` | 20 | microseconds from one interrupt of a vector to the next, at least; 0 to 1046 |
+//! | `interface` | auto | `container`, `iommufd`, or `auto` for the one that the kernel has |
+//! | `noiommu` | 0 | 1: without an IOMMU, which gives this process all memory of the machine |
 
 use std::path::PathBuf;
 use std::str::FromStr;
+
+use virtio_ring::Features;
+
+use crate::auto::{self, AutoError, Surroundings};
+use crate::pci::Address;
+use crate::vfio::Interface;
+use crate::vhost_user::SocketAccess;
+
+/// What a back-end does with packets that it is sent, all of which needs NET_CSUM (virtio 1.3, 5.1.3.1).
+pub(crate) const HOST_OFFLOADS: Features = Features::NET_HOST_TSO4
+    .union(Features::NET_HOST_TSO6)
+    .union(Features::NET_HOST_ECN)
+    .union(Features::NET_HOST_USO);
+
+/// What a front-end takes, all of which needs NET_GUEST_CSUM.
+pub(crate) const GUEST_OFFLOADS: Features = Features::NET_GUEST_TSO4
+    .union(Features::NET_GUEST_TSO6)
+    .union(Features::NET_GUEST_ECN)
+    .union(Features::NET_GUEST_USO4)
+    .union(Features::NET_GUEST_USO6);
 
 /// What is on the other side of the port, and how.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,14 +91,17 @@ pub enum Kind {
     VirtioUser,
     /// The back-end of a vhost-user socket: the other side's rings.
     Vhost,
+    /// A virtual function of a network card, through VFIO.
+    Vf,
 }
 
 impl Kind {
-    const ALL: [(&'static str, Kind); 4] = [
+    const ALL: [(&'static str, Kind); 5] = [
         ("virtio-user", Kind::VirtioUser),
         ("virtio_user", Kind::VirtioUser),
         ("vhost", Kind::Vhost),
         ("net_vhost", Kind::Vhost),
+        ("vf", Kind::Vf),
     ];
 
     /// The name that specs use.
@@ -59,6 +109,7 @@ impl Kind {
         match self {
             Kind::VirtioUser => "virtio-user",
             Kind::Vhost => "vhost",
+            Kind::Vf => "vf",
         }
     }
 
@@ -67,6 +118,8 @@ impl Kind {
             Kind::VirtioUser => &[
                 "path",
                 "server",
+                "socket_mode",
+                "socket_owner",
                 "queues",
                 "queue_size",
                 "mac",
@@ -76,6 +129,10 @@ impl Kind {
                 "event_idx",
                 "indirect",
                 "packed_vq",
+                "csum",
+                "tso",
+                "lro",
+                "rss",
                 "speed",
                 "buffers",
                 "buffer_size",
@@ -83,6 +140,7 @@ impl Kind {
                 "memory",
                 "huge_dir",
                 "numa",
+                "cpus",
                 "timeout",
                 "reconnect",
             ],
@@ -90,15 +148,46 @@ impl Kind {
                 "path",
                 "iface",
                 "client",
+                "socket_mode",
+                "socket_owner",
                 "queues",
                 "mac",
                 "mtu",
+                "packed_vq",
                 "in_order",
                 "event_idx",
                 "indirect",
+                "vectorized",
+                "csum",
+                "tso",
+                "lro",
+                "rss",
+                "speed",
                 "buffers",
                 "buffer_size",
+                "cpus",
                 "timeout",
+            ],
+            Kind::Vf => &[
+                "pci",
+                "queues",
+                "queue_size",
+                "mac",
+                "mtu",
+                "vlan",
+                "vlan_strip",
+                "csum",
+                "tso",
+                "moderation",
+                "buffers",
+                "buffer_size",
+                "mem",
+                "memory",
+                "huge_dir",
+                "numa",
+                "timeout",
+                "interface",
+                "noiommu",
             ],
         }
     }
@@ -127,6 +216,8 @@ pub struct PortSpec {
     pub path: PathBuf,
     /// Listen on `path` (a front-end) or connect to it (a back-end), the reverse of what its kind does by itself.
     pub reversed: bool,
+    /// Who may connect, where the port listens.
+    pub access: SocketAccess,
     /// Queue pairs.
     pub queues: u16,
     /// Descriptors of each ring.
@@ -137,12 +228,24 @@ pub struct PortSpec {
     pub mtu: u16,
     /// Ask for VIRTIO_NET_F_MRG_RXBUF; `None`: if a frame of `mtu` does not fit `buffer_size`.
     pub mrg_rxbuf: Option<bool>,
+    /// Packed rings: to insist on, or (`vhost`) to offer.
+    pub packed: bool,
     /// Offer VIRTIO_F_IN_ORDER.
     pub in_order: bool,
     /// Offer VIRTIO_F_EVENT_IDX.
     pub event_idx: bool,
     /// Offer VIRTIO_F_INDIRECT_DESC.
     pub indirect: bool,
+    /// Use vector instructions where the processor has them.
+    pub vectorized: bool,
+    /// Checksums may be left open, either way; `None`: for `vhost`, and where `tso` or `lro` need it.
+    pub csum: Option<bool>,
+    /// The back-end takes packets that are to be cut.
+    pub tso: bool,
+    /// The front-end takes packets that are to be cut, or were joined.
+    pub lro: bool,
+    /// Offer VIRTIO_NET_F_RSS and VIRTIO_NET_F_HASH_REPORT, or ask for them.
+    pub rss: bool,
     /// Link speed to report in Mb/s, 0 when unknown.
     pub speed: u32,
     /// Packet buffers; `None`: what the rings need.
@@ -157,23 +260,42 @@ pub struct PortSpec {
     pub huge_dir: Option<PathBuf>,
     /// The NUMA node of the segment.
     pub numa: Option<u32>,
+    /// The CPU of each queue pair's thread; empty: whatever the threads find.
+    pub cpus: Vec<u32>,
     /// Milliseconds for each answer of the other side.
     pub timeout_ms: u32,
     /// Look for a lost back-end again.
     pub reconnect: bool,
+    /// The virtual function; `None`: the one that this container was given.
+    pub pci: Option<Address>,
+    /// VLANs that a virtual function receives.
+    pub vlans: Vec<u16>,
+    /// Tags are taken out of what a virtual function receives.
+    pub vlan_strip: bool,
+    /// Microseconds from one interrupt to the next, at least.
+    pub moderation: u16,
+    /// How the kernel is asked for a virtual function.
+    pub interface: Interface,
+    /// A virtual function without an IOMMU will do.
+    pub noiommu: bool,
 }
 
 /// Why a text is no port spec. Each message says what to write instead.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SpecError {
     /// The text before the first comma is no kind.
-    #[error("unknown port kind {found:?}: write virtio-user (front-end) or vhost (back-end){hint}")]
+    #[error(
+        "unknown port kind {found:?}: write virtio-user (front-end), vhost (back-end), vf (virtual function) or auto{hint}"
+    )]
     Kind {
         /// What was written.
         found: String,
         /// The nearest kind, as a phrase, or nothing.
         hint: String,
     },
+    /// There is no port that `auto` stands for.
+    #[error("auto: {0}")]
+    Auto(#[from] AutoError),
     /// A key that this kind does not have.
     #[error("unknown key {key:?} for a {kind} port{hint}; its keys are {keys}")]
     Key {
@@ -231,19 +353,34 @@ impl PortSpec {
         Self::new(Kind::Vhost, path.into())
     }
 
+    /// A port on the virtual function at `pci`, all else as by default.
+    pub fn vf(pci: Address) -> Self {
+        PortSpec {
+            pci: Some(pci),
+            ..Self::new(Kind::Vf, PathBuf::new())
+        }
+    }
+
     fn new(kind: Kind, path: PathBuf) -> Self {
         PortSpec {
             kind,
             path,
             reversed: false,
+            access: SocketAccess::default(),
             queues: 1,
-            queue_size: 256,
+            queue_size: if kind == Kind::Vf { 512 } else { 256 },
             mac: None,
             mtu: 1500,
             mrg_rxbuf: None,
+            packed: kind == Kind::Vhost,
             in_order: true,
             event_idx: kind == Kind::Vhost,
             indirect: true,
+            vectorized: true,
+            csum: None,
+            tso: kind != Kind::VirtioUser,
+            lro: kind == Kind::Vhost,
+            rss: false,
             speed: 0,
             buffers: None,
             buffer_size: 2048,
@@ -251,8 +388,15 @@ impl PortSpec {
             memory: MemoryKind::Auto,
             huge_dir: None,
             numa: None,
+            cpus: Vec::new(),
             timeout_ms: 5000,
             reconnect: true,
+            pci: None,
+            vlans: Vec::new(),
+            vlan_strip: false,
+            moderation: 20,
+            interface: Interface::Auto,
+            noiommu: false,
         }
     }
 
@@ -262,30 +406,45 @@ impl PortSpec {
     /// asked for only where they are needed.
     pub fn mergeable(&self) -> bool {
         // A frame is longer than the MTU by the Ethernet header and a VLAN tag.
-        self.mrg_rxbuf.unwrap_or(u32::from(self.mtu) + 18 > self.buffer_size)
+        self.mrg_rxbuf
+            .unwrap_or(u32::from(self.mtu) + 18 > self.buffer_size || self.lro)
+    }
+
+    /// The features of checksums and segmentation to offer, or to ask for.
+    ///
+    /// A front-end asks for none by itself: each of them has one side look at the header of every frame, which the other
+    /// side has just written. What an application asks for is done in software then.
+    pub fn offloads(&self) -> Features {
+        let csum = self
+            .csum
+            .unwrap_or(self.kind != Kind::VirtioUser || self.tso || self.lro);
+        let mut features = Features::empty();
+        features.set(Features::NET_CSUM | Features::NET_GUEST_CSUM, csum);
+        features.set(HOST_OFFLOADS, csum && self.tso);
+        features.set(GUEST_OFFLOADS, csum && self.lro);
+        features
     }
 
     fn set(&mut self, key: &str, value: &str) -> Result<(), SpecError> {
         match key {
             "path" | "iface" => self.path = PathBuf::from(value),
             "server" | "client" => self.reversed = flag(key, value)?,
+            "socket_mode" => self.access.mode = Some(mode(key, value)?),
+            "socket_owner" => (self.access.user, self.access.group) = owner(key, value)?,
             "queues" => self.queues = number(key, value, 1, 128)?,
-            "queue_size" => self.queue_size = queue_size(key, value)?,
+            "queue_size" => self.queue_size = number(key, value, 2, 32768)?,
             "mac" => self.mac = Some(mac(key, value)?),
             "mtu" => self.mtu = number(key, value, 68, 9710)?,
             "mrg_rxbuf" => self.mrg_rxbuf = Some(flag(key, value)?),
             "in_order" => self.in_order = flag(key, value)?,
             "event_idx" => self.event_idx = flag(key, value)?,
             "indirect" => self.indirect = flag(key, value)?,
-            "packed_vq" => {
-                if flag(key, value)? {
-                    return Err(bad(
-                        key,
-                        value,
-                        "packed rings are not in this version; write packed_vq=0 or leave it out",
-                    ));
-                }
-            }
+            "packed_vq" => self.packed = flag(key, value)?,
+            "vectorized" => self.vectorized = flag(key, value)?,
+            "csum" => self.csum = Some(flag(key, value)?),
+            "tso" => self.tso = flag(key, value)?,
+            "lro" => self.lro = flag(key, value)?,
+            "rss" => self.rss = flag(key, value)?,
             "speed" => self.speed = speed(key, value)?,
             "buffers" => self.buffers = Some(number(key, value, 64, 1 << 20)?),
             "buffer_size" => self.buffer_size = number(key, value, 1024, 16384)?,
@@ -301,9 +460,58 @@ impl PortSpec {
             }
             "huge_dir" => self.huge_dir = Some(PathBuf::from(value)),
             "numa" => self.numa = Some(number(key, value, 0, 1023)?),
+            "cpus" => self.cpus = cpus(key, value)?,
             "timeout" => self.timeout_ms = number(key, value, 1, 3_600_000)?,
             "reconnect" => self.reconnect = flag(key, value)?,
+            "pci" => {
+                let address = value.parse::<Address>();
+                self.pci = Some(address.map_err(|e| bad(key, value, e.to_string()))?);
+            }
+            "vlan" => {
+                let ids = value.split('+').map(|id| number(key, id.trim(), 0, 4095));
+                self.vlans = ids.collect::<Result<_, _>>()?;
+            }
+            "vlan_strip" => self.vlan_strip = flag(key, value)?,
+            "moderation" => self.moderation = number(key, value, 0, 1046)?,
+            "interface" => {
+                self.interface = match value {
+                    "auto" => Interface::Auto,
+                    "container" => Interface::Container,
+                    "iommufd" => Interface::Iommufd,
+                    _ => return Err(bad(key, value, "write auto, container or iommufd")),
+                }
+            }
+            "noiommu" => self.noiommu = flag(key, value)?,
             _ => unreachable!("keys() lists a key that set() does not know: {key}"),
+        }
+        Ok(())
+    }
+}
+
+impl PortSpec {
+    /// What a virtual function's queues and buffers cannot be.
+    pub(crate) fn check_vf(&self) -> Result<(), SpecError> {
+        if !self.queues.is_power_of_two() || self.queues > 8 {
+            return Err(bad(
+                "queues",
+                &self.queues.to_string(),
+                "a virtual function has 1, 2, 4 or 8",
+            ));
+        }
+        if !(ixgbevf::MIN_RING..=ixgbevf::MAX_RING).contains(&self.queue_size) || !self.queue_size.is_multiple_of(8) {
+            let expected = "a ring of a virtual function has 64 to 8192 descriptors, a multiple of 8";
+            return Err(bad("queue_size", &self.queue_size.to_string(), expected));
+        }
+        if !self.buffer_size.is_multiple_of(1024) {
+            let expected = "a virtual function knows buffers of whole KiB: 1024, 2048 and so on";
+            return Err(bad("buffer_size", &self.buffer_size.to_string(), expected));
+        }
+        if self.tso && self.csum == Some(false) {
+            return Err(bad(
+                "csum",
+                "0",
+                "a packet that is cut has a new checksum: pass tso=0 as well",
+            ));
         }
         Ok(())
     }
@@ -313,6 +521,9 @@ impl FromStr for PortSpec {
     type Err = SpecError;
 
     fn from_str(text: &str) -> Result<Self, SpecError> {
+        if auto::is_auto(text) {
+            return auto::find(text, &Surroundings::here())?.parse();
+        }
         let mut parts = text.split(',');
         let name = parts.next().unwrap_or_default().trim();
         // DPDK numbers its devices: virtio_user0, net_virtio_user1, net_vhost0.
@@ -353,10 +564,43 @@ impl FromStr for PortSpec {
             seen.push(key);
             spec.set(key, value)?;
         }
-        if spec.path.as_os_str().is_empty() {
+        if kind == Kind::VirtioUser && !spec.packed && !spec.queue_size.is_power_of_two() {
+            return Err(bad(
+                "queue_size",
+                &spec.queue_size.to_string(),
+                "a split ring has a power of two of descriptors, 2 to 32768 (virtio 1.3, 2.7); with packed_vq=1 any number",
+            ));
+        }
+        if kind == Kind::VirtioUser {
+            for (key, on) in [("tso", spec.tso), ("lro", spec.lro)] {
+                if on && spec.csum == Some(false) {
+                    return Err(bad(
+                        key,
+                        "1",
+                        "a packet that is cut has a new checksum: leave csum=0 out",
+                    ));
+                }
+            }
+            if spec.lro && spec.mrg_rxbuf == Some(false) {
+                return Err(bad(
+                    "lro",
+                    "1",
+                    "packets of up to 64 KiB take several buffers: leave mrg_rxbuf=0 out",
+                ));
+            }
+        }
+        if !spec.cpus.is_empty() && spec.cpus.len() != usize::from(spec.queues) {
+            let list = spec.cpus.len().to_string();
+            let expected = format!("one CPU for each of the {} queue pairs (queues=)", spec.queues);
+            return Err(bad("cpus", &list, &expected));
+        }
+        if kind == Kind::Vf {
+            spec.check_vf()?;
+        }
+        if spec.path.as_os_str().is_empty() && kind != Kind::Vf {
             let example = match kind {
-                Kind::VirtioUser => "virtio-user,path=/run/vhost.sock",
                 Kind::Vhost => "vhost,path=/run/vhost.sock",
+                _ => "virtio-user,path=/run/vhost.sock",
             };
             return Err(SpecError::Required {
                 kind: kind.name(),
@@ -401,14 +645,25 @@ fn number<T: TryFrom<u64>>(key: &str, value: &str, least: u64, most: u64) -> Res
         .ok_or_else(|| bad(key, value, format!("a whole number from {least} to {most}")))
 }
 
-fn queue_size(key: &str, value: &str) -> Result<u16, SpecError> {
-    match number::<u16>(key, value, 2, 32768) {
-        Ok(n) if n.is_power_of_two() => Ok(n),
-        _ => Err(bad(
-            key,
-            value,
-            "a split ring has a power of two of descriptors, 2 to 32768 (virtio 1.3, 2.7)",
-        )),
+/// Permissions in octal.
+fn mode(key: &str, value: &str) -> Result<u32, SpecError> {
+    u32::from_str_radix(value, 8)
+        .ok()
+        .filter(|mode| *mode <= 0o777 && !value.starts_with('+'))
+        .ok_or_else(|| bad(key, value, "permissions in octal, as in 0660"))
+}
+
+/// `user`, `user:group` or `:group`, by number.
+fn owner(key: &str, value: &str) -> Result<(Option<u32>, Option<u32>), SpecError> {
+    // The last number means nobody to chown(2).
+    let id = |text: &str| {
+        let id = text.parse::<u32>().ok().filter(|id| *id != u32::MAX);
+        id.ok_or_else(|| bad(key, value, "numbers of a user, a group or both: 1000, :1000, 1000:1000"))
+    };
+    match value.split_once(':') {
+        None => Ok((Some(id(value)?), None)),
+        Some(("", group)) => Ok((None, Some(id(group)?))),
+        Some((user, group)) => Ok((Some(id(user)?), Some(id(group)?))),
     }
 }
 
@@ -437,6 +692,27 @@ fn size(key: &str, value: &str) -> Result<usize, SpecError> {
         .and_then(|n| n.checked_mul(1usize << shift))
         .filter(|n| (1 << 16..=1 << 40).contains(n))
         .ok_or_else(|| bad(key, value, "a size in bytes, or with K, M or G: 64K to 1024G"))
+}
+
+/// CPUs in their order, a comma being taken already: `2-3+6`.
+fn cpus(key: &str, value: &str) -> Result<Vec<u32>, SpecError> {
+    let wrong = || bad(key, value, "CPUs as in 2-3+6, each once");
+    let mut all = Vec::new();
+    for part in value.split('+') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let number = |text: &str| text.parse::<u32>().ok().filter(|cpu| *cpu < 1 << 16);
+        let (first, last) = (number(first).ok_or_else(wrong)?, number(last).ok_or_else(wrong)?);
+        for cpu in first..=last {
+            if all.contains(&cpu) || all.len() >= 128 {
+                return Err(wrong());
+            }
+            all.push(cpu);
+        }
+        if last < first {
+            return Err(wrong());
+        }
+    }
+    Ok(all)
 }
 
 fn mac(key: &str, value: &str) -> Result<[u8; 6], SpecError> {
@@ -469,7 +745,7 @@ mod tests {
 
     #[test]
     fn every_key_is_known_to_set() {
-        for kind in [Kind::VirtioUser, Kind::Vhost] {
+        for kind in [Kind::VirtioUser, Kind::Vhost, Kind::Vf] {
             for key in kind.keys() {
                 // Any answer but a panic: the value may be refused.
                 let _ = PortSpec::new(kind, PathBuf::new()).set(key, "1");
@@ -503,16 +779,89 @@ mod tests {
         assert!(error("virtio-user,path=").contains("path=VALUE"));
         assert!(error("virtio-user").contains("needs path="));
         assert!(error("virtio-user,path=/s,path=/t").contains("twice"));
-        for size in ["0", "3", "65536", "1", "x", "-2"] {
-            assert!(
-                error(&format!("virtio-user,path=/s,queue_size={size}")).contains("power of two"),
-                "{size}"
-            );
+        for size in ["3", "1000"] {
+            assert!(error(&format!("virtio-user,path=/s,queue_size={size}")).contains("power of two"));
         }
-        assert!(error("virtio-user,path=/s,packed_vq=1").contains("packed_vq=0"));
+        for size in ["0", "65536", "1", "x", "-2"] {
+            for packed in [0, 1] {
+                let text = format!("virtio-user,path=/s,queue_size={size},packed_vq={packed}");
+                assert!(error(&text).contains("from 2 to 32768"), "{text}");
+            }
+        }
+        assert!(error("virtio-user,path=/s,packed_vq=2").contains("0 or 1"));
+        assert!(error("virtio-user,path=/s,queue_size=1000").contains("packed_vq=1"));
+        assert!(
+            "virtio-user,path=/s,queue_size=1000,packed_vq=1"
+                .parse::<PortSpec>()
+                .unwrap()
+                .packed
+        );
         assert!(error("virtio-user,path=/s,mac=01:00:00:00:00:01").contains("multicast"));
         assert!(error("virtio-user,path=/s,mac=02:00:00:00:00").contains("six bytes"));
         assert!(error("vhost,path=/s,server=1").contains("unknown key"));
+    }
+
+    #[test]
+    fn who_may_connect() {
+        let access = |keys: &str| format!("vhost,path=/s,{keys}").parse::<PortSpec>().unwrap().access;
+        let (mode, user, group) = (Some(0o660), Some(1000), Some(7));
+        assert_eq!(
+            access("socket_mode=0660,socket_owner=1000:7"),
+            SocketAccess { mode, user, group }
+        );
+        assert_eq!(access("socket_owner=1000").user, user);
+        assert_eq!(
+            access("socket_owner=:7"),
+            SocketAccess {
+                mode: None,
+                user: None,
+                group
+            }
+        );
+        for bad in ["1000", "888", "+7", "-1", "rw"] {
+            assert!(
+                error(&format!("vhost,path=/s,socket_mode={bad}")).contains("octal"),
+                "{bad}"
+            );
+        }
+        for bad in [":", "root", "1:2:3", "4294967295", "-1", "1:"] {
+            assert!(
+                error(&format!("vhost,path=/s,socket_owner={bad}")).contains("numbers"),
+                "{bad}"
+            );
+        }
+    }
+
+    #[test]
+    fn cpus_are_one_a_queue() {
+        let spec: PortSpec = "virtio-user,path=/s,queues=3,cpus=200-201+6".parse().unwrap();
+        assert_eq!(spec.cpus, [200, 201, 6]);
+        assert!(error("virtio-user,path=/s,queues=2,cpus=1").contains("one CPU for each of the 2 queue pairs"));
+        for bad in ["x", "1+1", "3-1", "1-", "+", "70000", "0-65535"] {
+            assert!(
+                error(&format!("virtio-user,path=/s,cpus={bad}")).contains("as in 2-3+6"),
+                "{bad}"
+            );
+        }
+    }
+
+    #[test]
+    fn virtual_functions() {
+        let spec: PortSpec = "vf,pci=81:10.0,queues=4,vlan=100+200,vlan_strip=1".parse().unwrap();
+        assert_eq!(spec.pci.unwrap().to_string(), "0000:81:10.0");
+        assert_eq!((spec.kind, spec.queues, spec.queue_size), (Kind::Vf, 4, 512));
+        assert_eq!((spec.vlans, spec.vlan_strip), (vec![100, 200], true));
+        assert_eq!("vf".parse::<PortSpec>().unwrap().pci, None);
+        assert!(error("vf,pci=eth0").contains("is no PCI address"));
+        assert!(error("vf,queues=3").contains("1, 2, 4 or 8"));
+        assert!(error("vf,queues=16").contains("1, 2, 4 or 8"));
+        for size in ["32", "100", "8200"] {
+            assert!(error(&format!("vf,queue_size={size}")).contains("64 to 8192"), "{size}");
+        }
+        assert!(error("vf,buffer_size=1500").contains("whole KiB"));
+        assert!(error("vf,vlan=4096").contains("from 0 to 4095"));
+        assert!(error("vf,csum=0").contains("tso=0"));
+        assert!(error("vf,path=/s").contains("unknown key"));
     }
 
     #[test]

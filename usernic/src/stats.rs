@@ -15,6 +15,10 @@ pub struct Stats {
     pub tx_bytes: u64,
     /// Frames of the other side that were malformed, or did not fit the port's buffers, and were dropped.
     pub rx_errors: u64,
+    /// Frames that the receive filter kept out.
+    pub rx_filtered: u64,
+    /// Frames to send that the other side's receive filter keeps out, and that were dropped.
+    pub tx_filtered: u64,
     /// Frames to send that were dropped since the other side can never take them (longer than its buffers).
     pub tx_errors: u64,
     /// Times that the pool had no buffer to receive into.
@@ -23,6 +27,24 @@ pub struct Stats {
     pub anomalies: u64,
     /// Notifications sent: each a system call.
     pub kicks: u64,
+}
+
+/// What the device of a `vf` port counted since the port was opened, whoever took the frames. A frame for which there was no
+/// buffer is in no counter of a virtual function.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct DeviceStats {
+    /// Frames that the device received.
+    pub rx_packets: u64,
+    /// Their bytes, with FCS.
+    pub rx_bytes: u64,
+    /// Of those frames, the ones for groups.
+    pub rx_multicast: u64,
+    /// Frames that it sent.
+    pub tx_packets: u64,
+    /// Their bytes, with FCS.
+    pub tx_bytes: u64,
+    /// Messages of the PF that were not to be expected, or could not be.
+    pub anomalies: u64,
 }
 
 macro_rules! counters {
@@ -54,6 +76,8 @@ counters!(
     tx_packets,
     tx_bytes,
     rx_errors,
+    rx_filtered,
+    tx_filtered,
     tx_errors,
     rx_no_buffer,
     anomalies,

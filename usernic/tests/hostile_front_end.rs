@@ -117,6 +117,7 @@ fn regions_that_are_wrong() {
 fn rings_that_are_wrong() {
     let _alone = alone();
     let good = Setup::default();
+    let packed = good.features | 1 << 34;
     for (what, setup) in [
         (
             "ring size 3",
@@ -191,7 +192,31 @@ fn rings_that_are_wrong() {
         (
             "features that were not offered",
             Setup {
-                features: good.features | 1 << 34,
+                features: good.features | 1 << 33,
+                ..good.clone()
+            },
+        ),
+        (
+            "a packed ring of 32769",
+            Setup {
+                features: packed,
+                size: 32769,
+                ..good.clone()
+            },
+        ),
+        (
+            "a packed ring with an event structure that is not aligned",
+            Setup {
+                features: packed,
+                at: [0, 0x1002, 0x2000],
+                ..good.clone()
+            },
+        ),
+        (
+            "a packed ring with a base outside it",
+            Setup {
+                features: packed,
+                base: 0xffff,
                 ..good.clone()
             },
         ),
@@ -228,7 +253,7 @@ fn messages_that_are_wrong() {
         raw.send(&bytes, &[]);
     });
     survives("a ring that is not there", |raw| {
-        assert!(raw.request(8, 0, &state(2, 16), &[]))
+        assert!(raw.request(8, 0, &state(3, 16), &[]))
     });
     survives("descriptors with a message that takes none", |raw| {
         let event = event();

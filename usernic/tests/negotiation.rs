@@ -93,8 +93,11 @@ fn serve(listener: &UnixListener, script: Script) -> Vec<u32> {
             Act::Request => {
                 raw.send(&encode(message.code, 1, &payload), &[]);
             }
+            // Who is not asked cannot refuse.
             Act::Refuse => {
-                raw.reply(message.code, &words(&[1]));
+                if message.needs_reply() {
+                    raw.reply(message.code, &words(&[1]));
+                }
             }
             Act::Announce(len) => {
                 let mut bytes = right;

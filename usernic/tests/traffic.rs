@@ -109,6 +109,8 @@ fn eight_queues() {
     let place = Place::new();
     let (front, back) = place.pair("queues=8,mrg_rxbuf=1", "queues=8");
     assert_eq!(back.link().queues, 8);
+    // VIRTIO_NET_F_MQ: without it DPDK's back-end serves the first pair alone.
+    assert_ne!(back.link().features & 1 << 22, 0);
     std::thread::scope(|scope| {
         for index in 0..8 {
             let (mut a, mut b) = (front.queue(index).unwrap(), back.queue(index).unwrap());

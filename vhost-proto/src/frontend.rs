@@ -3,7 +3,7 @@
 use zerocopy::IntoBytes;
 
 use crate::Error;
-use crate::message::{Answer, F_PROTOCOL_FEATURES, Fds, Header, ProtocolFeatures, Request};
+use crate::message::{Answer, F_PROTOCOL_FEATURES, Fds, HEADER, Header, ProtocolFeatures, Request, Shape};
 use crate::payload::{
     ConfigHead, Inflight, MemoryRegion, NO_FD, Number, SingleRegion, TableHead, VringAddr, VringState,
 };
@@ -303,9 +303,15 @@ impl<F> Frontend<F> {
         }
     }
 
-    /// How many bytes to read next, at the most.
+    /// How many bytes to read next, at the most: a whole answer where its length is known before it comes.
     pub fn wants(&self) -> usize {
-        self.assembler.wants()
+        match self.waiting {
+            Some(Waiting { request, ack, .. }) if self.assembler.pending() == 0 => match reply_shape(request, ack) {
+                Shape::Exact(len) => HEADER + len as usize,
+                Shape::AtLeast(_) => HEADER,
+            },
+            _ => self.assembler.wants(),
+        }
     }
 
     /// Takes bytes that came, at most [`wants`](Frontend::wants), with the descriptors that came along.
@@ -326,7 +332,7 @@ impl<F> Frontend<F> {
 
     fn take(&mut self, bytes: &[u8], fds: impl Iterator<Item = F>) -> Result<Option<Reply<F>>, Error> {
         let waiting = self.waiting;
-        let whole = self.assembler.push(bytes, fds, |header| {
+        let check = |header: &Header| {
             if !header.version_is_known() {
                 return Err(Error::Version { flags: header.flags() });
             }
@@ -344,7 +350,12 @@ impl<F> Frontend<F> {
                 });
             }
             check_size(name, reply_shape(request, ack), header.size())
-        })?;
+        };
+        let (head, payload) = bytes.split_at(bytes.len().min(self.assembler.wants()));
+        let mut whole = self.assembler.push(head, fds, check)?;
+        if whole.is_none() && !payload.is_empty() {
+            whole = self.assembler.push(payload, core::iter::empty(), check)?;
+        }
         let Some(message) = whole else { return Ok(None) };
         let Some(Waiting {
             request,
@@ -433,8 +444,8 @@ impl<F> Frontend<F> {
 }
 
 /// The payload of the reply to a request.
-fn reply_shape(request: Request, ack: bool) -> crate::message::Shape {
-    use crate::message::Shape::{AtLeast, Exact};
+fn reply_shape(request: Request, ack: bool) -> Shape {
+    use Shape::{AtLeast, Exact};
     match request {
         _ if ack => Exact(8),
         // Empty: there is no such piece.

@@ -6,8 +6,10 @@ use core::fmt;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Error {
-    /// The queue size is not a power of two from 2 to 32768.
+    /// The size of a split queue is not a power of two from 2 to 32768 (§2.7).
     QueueSize(u16),
+    /// The size of a packed queue is not 2 to 32768 (§2.8).
+    PackedQueueSize(u16),
     /// A part of the ring does not lie where [virtio 1.3 §2.7] wants it.
     ///
     /// [virtio 1.3 §2.7]: https://docs.oasis-open.org/virtio/virtio/v1.3/virtio-v1.3.html
@@ -31,6 +33,13 @@ pub enum Error {
         /// `used.idx` as it was found.
         used: u16,
     },
+    /// A base of a packed ring with an offset outside it.
+    PackedBase {
+        /// The base given, as [`packed::Base`](crate::packed::Base) encodes it.
+        base: u32,
+        /// The queue size.
+        size: u16,
+    },
     /// Not enough free descriptors now; poll for completions and try again.
     Full,
     /// A chain needs at least one segment, and none may be empty.
@@ -50,6 +59,15 @@ impl fmt::Display for Error {
         match self {
             Error::QueueSize(size) => {
                 write!(f, "queue size {size}: a power of two from 2 to 32768 is needed")
+            }
+            Error::PackedQueueSize(size) => {
+                write!(f, "packed queue size {size}: 2 to 32768 is needed")
+            }
+            Error::PackedBase { base, size } => {
+                write!(
+                    f,
+                    "base {base:#010x} of a packed ring is outside its {size} descriptors"
+                )
             }
             Error::Misaligned { address, align } => {
                 write!(f, "ring part at {address:#x} is not aligned to {align} bytes")
@@ -90,7 +108,7 @@ pub enum Fault {
     IndirectNotNegotiated,
     /// An indirect descriptor inside an indirect table (§2.7.5.3.1).
     IndirectInIndirect,
-    /// Both INDIRECT and NEXT (§2.7.5.3.1).
+    /// Both INDIRECT and NEXT (§2.7.5.3.1); packed: an indirect table among other descriptors (§2.8.5).
     IndirectWithNext,
     /// An indirect table whose length is zero or not a multiple of 16.
     IndirectSize,
@@ -129,15 +147,18 @@ impl core::error::Error for Fault {}
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Anomalies {
-    /// Driver: a used id outside the table. The element was dropped.
+    /// Driver: a used id outside the table. Split: the element was dropped. Packed: the ring is broken.
     pub id_out_of_range: u64,
-    /// Driver: a used id that is not the head of a chain in flight. The element was dropped.
+    /// Driver: a used id that is not the head of a chain in flight. Split: the element was dropped. Packed: the ring is
+    /// broken.
     pub id_not_in_flight: u64,
-    /// Driver, IN_ORDER: a used id that is not among the chains completed now (§2.7.9). The ring is broken.
+    /// Driver, IN_ORDER: a used id that is not among the chains completed now (§2.7.9) or in flight (§2.8.8). The ring is
+    /// broken.
     pub out_of_order: u64,
     /// Driver: a used length above what was posted for writing. The buffer was handed back with length 0.
     pub length: u64,
-    /// Either side: the other's index moved by more than it can. The ring is broken.
+    /// Either side: the other's index moved by more than it can; packed device: more descriptors are available than the
+    /// ring has. The ring is broken.
     pub index_jump: u64,
     /// Device: a head in the available ring that is outside the table. The ring is broken: the chain has no name
     /// under which to complete it.

@@ -120,6 +120,34 @@ bitflags! {
     }
 }
 
+/// What was negotiated for the ring. The default is none of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    /// `VIRTIO_F_EVENT_IDX`: suppression by index instead of flags (§2.7.7, §2.7.10, §2.8.10).
+    pub event_idx: bool,
+    /// `VIRTIO_F_IN_ORDER`: buffers are used in the order in which they were made available (§2.7.9, §2.8.8).
+    pub in_order: bool,
+    /// `VIRTIO_F_INDIRECT_DESC`: tables of descriptors in buffers of their own (§2.7.5.3, §2.8.7).
+    pub indirect: bool,
+}
+
+impl Options {
+    /// What a set of negotiated features means for the ring.
+    pub const fn from_features(features: Features) -> Self {
+        Self {
+            event_idx: features.contains(Features::RING_EVENT_IDX),
+            in_order: features.contains(Features::IN_ORDER),
+            indirect: features.contains(Features::RING_INDIRECT_DESC),
+        }
+    }
+}
+
+impl From<Features> for Options {
+    fn from(features: Features) -> Self {
+        Self::from_features(features)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::Features;

@@ -1,6 +1,6 @@
 //! The words that both sides and every ring format share: segments, completions, slots, chains.
 
-use crate::Fault;
+use crate::{Error, Fault};
 use core::ptr::NonNull;
 use static_assertions::const_assert_eq;
 
@@ -11,6 +11,17 @@ pub struct Segment {
     pub addr: u64,
     /// Bytes, 1 to 2^32 - 1.
     pub len: u32,
+}
+
+/// Checks what both ring formats ask of a chain; returns its bytes for writing.
+pub(crate) fn check(chain: &[Segment], readable: usize) -> Result<u32, Error> {
+    if chain.is_empty() || chain.iter().any(|segment| segment.len == 0) {
+        return Err(Error::EmptySegment);
+    }
+    let bytes = |part: &[Segment]| part.iter().map(|segment| u64::from(segment.len)).sum::<u64>();
+    u32::try_from(bytes(chain)).map_err(|_| Error::TooLong)?;
+    // Not above the sum just checked.
+    Ok(bytes(chain.get(readable..).unwrap_or_default()) as u32)
 }
 
 /// What the device may do with a buffer (§2.7.5: `VIRTQ_DESC_F_WRITE`).
@@ -49,6 +60,19 @@ pub struct Slot {
 
 const_assert_eq!(core::mem::size_of::<Slot>(), 16);
 
+impl Slot {
+    /// Of a chain of one descriptor, with IN_ORDER.
+    #[inline(always)]
+    pub(crate) const fn ordered(cookie: u64, writable: u32) -> Self {
+        Self {
+            cookie,
+            writable,
+            free: 0,
+            count: 1,
+        }
+    }
+}
+
 /// The device side's way from the driver side's addresses to memory.
 ///
 /// # Safety
@@ -57,6 +81,23 @@ const_assert_eq!(core::mem::size_of::<Slot>(), 16);
 pub unsafe trait Translate {
     /// Where the `len` bytes at `addr` are, or `None` if any of them is outside the memory that was shared.
     fn translate(&self, addr: u64, len: u32) -> Option<NonNull<u8>>;
+
+    /// The region that `addr` is in: what may be translated by one addition. `None`: ask for each.
+    #[inline(always)]
+    fn window(&self, _addr: u64) -> Option<Window> {
+        None
+    }
+}
+
+/// A region of memory that was shared. All that [`Translate`] demands holds for each range inside it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Window {
+    /// Its first address, as the driver side names it.
+    pub theirs: u64,
+    /// Its bytes.
+    pub len: u64,
+    /// Where it is here.
+    pub ours: NonNull<u8>,
 }
 
 // SAFETY: the same function, behind a reference.
@@ -64,6 +105,11 @@ unsafe impl<T: Translate + ?Sized> Translate for &T {
     #[inline(always)]
     fn translate(&self, addr: u64, len: u32) -> Option<NonNull<u8>> {
         (**self).translate(addr, len)
+    }
+
+    #[inline(always)]
+    fn window(&self, addr: u64) -> Option<Window> {
+        (**self).window(addr)
     }
 }
 
@@ -88,15 +134,76 @@ impl Default for Part {
 
 /// Names a chain that was popped, until it is pushed. Opaque but for [`Head::index`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Head(pub(crate) u16);
+pub struct Head {
+    pub(crate) index: u16,
+    /// Packed: descriptors of the ring that the chain takes. Split: 1.
+    pub(crate) count: u16,
+}
 
 impl Head {
-    /// The index of the chain's first descriptor: what the used ring, and vhost-user's inflight region, name it by.
+    #[inline(always)]
+    pub(crate) const fn new(index: u16) -> Self {
+        Self { index, count: 1 }
+    }
+
+    /// What the used ring, and vhost-user's inflight region, name the chain by. Split: the index of its first
+    /// descriptor. Packed: the buffer ID that the driver gave it.
     #[inline(always)]
     pub const fn index(self) -> u16 {
-        self.0
+        self.index
     }
 }
+
+/// What a closure decided about a chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Used: push it, with so many bytes written.
+    Done(u32),
+    /// Popped; the caller pushes it later. With IN_ORDER everything after it has to be kept as well.
+    Keep,
+    /// Not popped after all: it stays available, and the burst ends.
+    Stop,
+}
+
+/// Memory for one indirect table: where it is here, where it is for the device, and for how many descriptors.
+#[derive(Clone, Copy, Debug)]
+pub struct Table {
+    /// The table in this process, aligned to 16.
+    pub ptr: NonNull<u8>,
+    /// The same for the device side.
+    pub addr: u64,
+    /// 16-byte entries.
+    pub entries: u16,
+}
+
+/// A chain of one descriptor, as the device side sees it while it works on a burst of such: the fast path. See
+/// [`split::Device::peek_singles`](crate::split::Device::peek_singles).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Single {
+    /// The first byte, translated and checked.
+    pub ptr: NonNull<u8>,
+    /// Bytes, not 0. To be replaced by the bytes written, or 0, before the chain is used.
+    pub len: u32,
+    /// What the chain is named by: see [`Head::index`].
+    pub(crate) id: u16,
+}
+
+impl Default for Single {
+    fn default() -> Self {
+        Self {
+            ptr: NonNull::dangling(),
+            len: 0,
+            id: 0,
+        }
+    }
+}
+
+// As `vectors` writes it, four at a time: pointer, length, ID.
+const_assert_eq!(core::mem::size_of::<Single>(), 16);
+const_assert_eq!(core::mem::offset_of!(Single, ptr), 0);
+const_assert_eq!(core::mem::offset_of!(Single, len), 8);
+const_assert_eq!(core::mem::offset_of!(Single, id), 12);
 
 /// A popped chain by reference: what it is called and what it consists of.
 ///

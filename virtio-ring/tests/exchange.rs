@@ -4,11 +4,11 @@
 
 mod common;
 
-use common::{Arena, Rings};
+use common::{Arena, Ring};
 use proptest::prelude::*;
 use std::collections::VecDeque;
-use virtio_ring::split::{Device, Driver, Options, Table, Verdict};
-use virtio_ring::{Chain, Direction, Error, Head, Part, Popped, Segment, Slot};
+use virtio_ring::any::{self, Device, Driver, Format};
+use virtio_ring::{Chain, Direction, Error, Head, Options, Part, Popped, Segment, Slot, Table, Verdict, packed, split};
 
 /// Bytes of the arena behind each chain: one table of 64 entries, then data.
 const ARENA: usize = 1 << 20;
@@ -65,50 +65,67 @@ struct Posted {
 }
 
 impl Posted {
+    fn units(&self, format: Format) -> u64 {
+        match format {
+            Format::Split => 1,
+            Format::Packed => self.descriptors.into(),
+        }
+    }
+
     fn writable_len(&self) -> u32 {
         self.writable.iter().map(|segment| segment.len).sum()
     }
 }
 
-/// What each side asked of the other, and what it was told: by flag, or by event index against a count of everything.
+/// What each side asked of the other, and what it was told: by flag, or by event against a count of everything: of chains
+/// for a split ring, of descriptors for a packed one.
 struct Wish {
-    event_idx: bool,
+    /// After how many the same event comes again.
+    period: u64,
+    by_event: bool,
     on: bool,
     event: u64,
     asked: u64,
 }
 
 impl Wish {
-    fn new(event_idx: bool) -> Self {
+    fn new(format: Format, size: u16, event_idx: bool) -> Self {
         Self {
-            event_idx,
+            period: match format {
+                Format::Split => u64::MAX,
+                Format::Packed => 2 * u64::from(size),
+            },
+            // A packed ring begins with everything wanted.
+            by_event: event_idx && format == Format::Split,
             on: true,
             event: 0,
             asked: 0,
         }
     }
 
-    fn set(&mut self, on: bool, at: u64) {
+    fn set(&mut self, by_event: bool, on: bool, at: u64) {
+        self.by_event = by_event;
         self.on = on;
-        // "Not" by event index is 65535 away: beyond what these tests count to.
-        self.event = if on { at } else { u64::MAX };
+        // "Not" by a split ring's event index is 65535 away: beyond what these tests count to.
+        self.event = if on { at } else { u64::MAX - 1 };
     }
 
     /// What publishing up to `total` must answer.
     fn expect(&mut self, total: u64) -> bool {
         let from = std::mem::replace(&mut self.asked, total);
-        if from == total {
+        if from == total || !self.on {
             false
-        } else if self.event_idx {
-            (from..total).contains(&self.event)
+        } else if self.by_event {
+            (from..total).any(|i| i % self.period == self.event % self.period)
         } else {
-            self.on
+            true
         }
     }
 }
 
 struct World {
-    rings: Rings,
+    format: Format,
+    ring: Ring,
     arena: Arena,
     options: Options,
     size: u16,
@@ -122,7 +139,7 @@ struct World {
     popped: VecDeque<(Head, Posted)>,
     pushed: VecDeque<(Posted, u32)>,
     shown: usize,
-    /// Totals since the start: chains published, popped, pushed and published, taken.
+    /// Totals since the start, as [`Wish`] counts: published, popped, pushed and published, taken.
     published: u64,
     total_popped: u64,
     completed: u64,
@@ -132,16 +149,26 @@ struct World {
 }
 
 impl World {
-    fn new(size: u16, options: Options, index: u16) -> Self {
-        let rings = Rings::new(size);
-        // SAFETY: the rings live as long as the world, and only atomics touch them.
-        let driver = unsafe {
-            let slots = vec![Slot::default(); size.into()];
-            Driver::starting_at(rings.memory(), size, options, slots, index).unwrap()
+    /// `index` is where a split ring begins.
+    fn new(format: Format, size: u16, options: Options, index: u16) -> Self {
+        let ring = Ring::new(format, size);
+        let slots = vec![Slot::default(); size.into()];
+        let (driver, base) = match ring.memory() {
+            // SAFETY: the ring lives as long as the world, and only atomics touch it.
+            any::Memory::Split(memory) => unsafe {
+                let driver = split::Driver::starting_at(memory, size, options, slots, index).unwrap();
+                (Driver::Split(driver), index.into())
+            },
+            // SAFETY: as above.
+            memory => unsafe {
+                let driver = Driver::new(memory, size, options, slots).unwrap();
+                (driver, packed::Base::START.encode())
+            },
         };
         // SAFETY: as above.
-        let device = unsafe { Device::new(rings.memory(), size, options, index).unwrap() };
+        let device = unsafe { Device::new(ring.memory(), size, options, base).unwrap() };
         Self {
+            format,
             arena: Arena::new(ARENA),
             options,
             size,
@@ -159,9 +186,9 @@ impl World {
             total_popped: 0,
             completed: 0,
             taken: 0,
-            kick: Wish::new(options.event_idx),
-            call: Wish::new(options.event_idx),
-            rings,
+            kick: Wish::new(format, size, options.event_idx),
+            call: Wish::new(format, size, options.event_idx),
+            ring,
         }
     }
 
@@ -254,8 +281,13 @@ impl World {
         self.free -= added as u16;
     }
 
+    fn units(&self, posted: &Posted) -> u64 {
+        posted.units(self.format)
+    }
+
     fn publish(&mut self) {
-        self.published += (self.added.len() - self.visible) as u64;
+        let new = self.added.range(self.visible..);
+        self.published += new.map(|posted| self.units(posted)).sum::<u64>();
         self.visible = self.added.len();
         assert_eq!(self.driver.publish(), self.kick.expect(self.published));
     }
@@ -281,8 +313,8 @@ impl World {
             assert_eq!(self.storage.fault(), None);
             Self::check_parts(&self.arena, &posted, self.storage.readable(), self.storage.writable());
             assert_eq!(self.storage.writable_len(), posted.writable_len());
+            self.total_popped += self.units(&posted);
             self.popped.push_back((head, posted));
-            self.total_popped += 1;
         }
     }
 
@@ -321,7 +353,7 @@ impl World {
         assert!(popped > 0 || self.visible == 0 || max == 0);
         for (head, done, len) in seen {
             let posted = self.take_visible().unwrap();
-            self.total_popped += 1;
+            self.total_popped += self.units(&posted);
             if done {
                 self.pushed.push_back((posted, len));
             } else {
@@ -347,12 +379,12 @@ impl World {
         if !contiguous || !before_next {
             return;
         }
-        assert_eq!(self.device.undo(undone), undone);
         for _ in 0..undone {
-            let (_, posted) = self.popped.pop_back().unwrap();
+            let (head, posted) = self.popped.pop_back().unwrap();
+            assert!(self.device.undo(head));
+            self.total_popped -= self.units(&posted);
             self.added.push_front(posted);
             self.visible += 1;
-            self.total_popped -= 1;
         }
     }
 
@@ -389,7 +421,8 @@ impl World {
     }
 
     fn device_publish(&mut self) {
-        self.completed += (self.pushed.len() - self.shown) as u64;
+        let new = self.pushed.range(self.shown..);
+        self.completed += new.map(|(posted, _)| self.units(posted)).sum::<u64>();
         self.shown = self.pushed.len();
         assert_eq!(self.device.publish(), self.call.expect(self.completed));
     }
@@ -408,12 +441,12 @@ impl World {
             let (posted, len) = self.pushed.pop_front().unwrap();
             assert_eq!(seen, (posted.cookie, len));
             self.free += posted.descriptors;
-            self.taken += 1;
+            self.taken += self.units(&posted);
         }
     }
 
     fn detach(self) -> Self {
-        let Self { mut driver, rings, .. } = self;
+        let Self { mut driver, ring, .. } = self;
         let mut left: Vec<u64> = self.added.iter().map(|posted| posted.cookie).collect();
         left.extend(self.popped.iter().map(|(_, posted)| posted.cookie));
         left.extend(self.pushed.iter().map(|(posted, _)| posted.cookie));
@@ -426,13 +459,17 @@ impl World {
         seen.sort_unstable();
         assert_eq!(seen, left);
         assert_eq!((driver.in_flight(), driver.free()), (0, self.size));
+        let base = match self.format {
+            Format::Split => 0,
+            Format::Packed => packed::Base::START.encode(),
+        };
         // SAFETY: as in `new`; the old device is used no more.
-        let device = unsafe { Device::new(rings.memory(), self.size, self.options, 0).unwrap() };
-        let next = Self::new(self.size, self.options, 0);
+        let device = unsafe { Device::new(ring.memory(), self.size, self.options, base).unwrap() };
+        let next = Self::new(self.format, self.size, self.options, 0);
         Self {
             driver,
             device,
-            rings,
+            ring,
             ..next
         }
     }
@@ -453,12 +490,12 @@ impl World {
                 Step::DevicePublish => self.device_publish(),
                 Step::DriverNotify(on) => {
                     let there = self.driver.set_notify(on);
-                    self.call.set(on, self.taken);
+                    self.call.set(self.options.event_idx, on, self.taken);
                     assert!(!on || there == (self.shown > 0));
                 }
                 Step::DeviceNotify(on) => {
                     let there = self.device.set_notify(on);
-                    self.kick.set(on, self.total_popped);
+                    self.kick.set(self.options.event_idx, on, self.total_popped);
                     assert!(!on || there == (self.visible > 0));
                 }
                 Step::Detach => self = self.detach(),
@@ -501,18 +538,36 @@ proptest! {
         index in prop_oneof![Just(0u16), 65400u16..=65535, any::<u16>()],
         steps in steps(),
     ) {
-        World::new(1 << shift, Options { event_idx, in_order, indirect }, index).run(steps);
+        World::new(Format::Split, 1 << shift, Options { event_idx, in_order, indirect }, index).run(steps);
+    }
+
+    #[test]
+    fn packed_as_the_model(
+        size in 2u16..130,
+        event_idx: bool,
+        in_order: bool,
+        indirect: bool,
+        steps in steps(),
+    ) {
+        World::new(Format::Packed, size, Options { event_idx, in_order, indirect }, 0).run(steps);
     }
 }
 
 #[test]
 fn round_and_round_the_index() {
     // Three times round the 16-bit index, in bursts that do not divide it, both kinds, every option.
+    for (format, size) in [(Format::Split, 64), (Format::Packed, 64), (Format::Packed, 61)] {
+        round_and_round(format, size);
+    }
+}
+
+fn round_and_round(format: Format, size: u16) {
     for in_order in [false, true] {
         for event_idx in [false, true] {
             for direction in [Direction::Readable, Direction::Writable] {
                 let mut world = World::new(
-                    64,
+                    format,
+                    size,
                     Options {
                         event_idx,
                         in_order,
@@ -555,8 +610,10 @@ fn round_and_round_the_index() {
 #[test]
 fn a_closure_that_panics_loses_nothing_twice() {
     use std::panic::{AssertUnwindSafe, catch_unwind};
-    for in_order in [false, true] {
+    let formats = [Format::Split, Format::Packed];
+    for (format, in_order) in formats.into_iter().flat_map(|f| [(f, false), (f, true)]) {
         let mut world = World::new(
+            format,
             8,
             Options {
                 in_order,
@@ -580,7 +637,12 @@ fn a_closure_that_panics_loses_nothing_twice() {
         }));
         assert!(panicked.is_err());
         // Three were pushed, the fourth is out.
-        assert_eq!((world.device.outstanding(), world.device.base()), (1, 4));
+        let base = match format {
+            Format::Split => 4,
+            // The next to become available is the fifth, the next to be used the fourth; both in the first lap.
+            Format::Packed => 0x8003_8004,
+        };
+        assert_eq!((world.device.outstanding(), world.device.base()), (1, base));
         world.device.publish();
         let mut seen = vec![];
         for _ in 0..3 {

@@ -1,8 +1,13 @@
-//! Developer commands: `cargo xtask peers`, `cargo xtask test`, `cargo xtask bench`.
+//! Developer commands: `cargo xtask peers`, `cargo xtask test`, `cargo xtask bench`, `cargo xtask evaluate`,
+//! `cargo xtask install-c`, `cargo xtask plugin`.
 
 mod bench;
+mod fuzz;
+mod install_c;
+mod machine;
 mod pcap;
 mod peers;
+mod plugin;
 mod process;
 mod scratch;
 mod test;
@@ -31,6 +36,9 @@ enum What {
         /// Only look: exit status 1 if something is missing
         #[arg(long)]
         check: bool,
+        /// full: also make a kernel with iommufd for the guest, in some minutes
+        #[arg(long, value_name = "KIND", value_parser = ["stock", "full"], default_value = "stock")]
+        kernel: String,
     },
     /// Run everything that passes on this machine: the crates' tests, and each part against its peers
     Test {
@@ -49,6 +57,26 @@ enum What {
         /// Run only cases with one of these in their name
         filter: Vec<String>,
     },
+    /// Drive virtual functions: those of the model in a guest, or, with --vf, silicon
+    Hwtest {
+        /// A function that vfio-pci has (`usernic bind`): its PCI address
+        #[arg(long, value_name = "ADDRESS")]
+        vf: Option<String>,
+        /// full: on a kernel with iommufd and noiommu, which is made first, in some minutes
+        #[arg(long, value_name = "KIND", value_parser = ["stock", "full"], default_value = "stock")]
+        kernel: String,
+        /// The kernel's interface that the function's frames reach; without it most cases are skipped
+        #[arg(long, value_name = "INTERFACE", requires = "vf")]
+        peer: Option<String>,
+        /// Print the names and end
+        #[arg(long)]
+        list: bool,
+        /// Show what long commands print
+        #[arg(long, short)]
+        verbose: bool,
+        /// Run only cases with one of these in their name
+        filter: Vec<String>,
+    },
     /// Compare with DPDK and with the kernel, side by side in one run
     Bench {
         /// Write the results here, too
@@ -61,8 +89,52 @@ enum What {
         #[arg(long, value_name = "GLOB")]
         metric: Vec<String>,
         /// DPDK's own pair alone, and the bare ring
-        #[arg(long)]
+        #[arg(long, conflicts_with_all = ["metric", "scale"])]
         baseline: bool,
+        /// Ours alone, over sizes of rings, bursts and frames, and numbers of queues
+        #[arg(long, conflicts_with = "metric")]
+        scale: bool,
+        /// Measure nothing: draw these results into docs/charts/, and link the charts in docs/performance.md
+        #[arg(long, value_name = "JSON", num_args = 1.., conflicts_with_all = ["json", "quick", "metric", "baseline", "scale"])]
+        charts: Vec<PathBuf>,
+    },
+    /// Feed what parses and indexes with inputs that coverage guides: see fuzz/README.md
+    Fuzz {
+        /// For each target
+        #[arg(long, value_name = "N", default_value = "60")]
+        seconds: u64,
+        /// Only these targets
+        target: Vec<String>,
+    },
+    /// Redraw the talk's evaluation: throughput, latency and jitter of the kernel's veth, ours and DPDK, with and without a noisy neighbour
+    Evaluate {
+        /// Where the JSON and the charts go
+        #[arg(long, value_name = "DIR", default_value = "target/evaluate")]
+        out: PathBuf,
+        /// Few and short windows: to see whether it works
+        #[arg(long)]
+        quick: bool,
+    },
+    /// Build and install the C library: header, shared and static library, pkg-config file
+    InstallC {
+        /// Where it will be used from
+        #[arg(long, value_name = "DIR", default_value = "/usr/local")]
+        prefix: PathBuf,
+        /// Where libraries go, below the prefix
+        #[arg(long, value_name = "DIR", default_value = "lib")]
+        libdir: PathBuf,
+        /// Put everything below this, for packages
+        #[arg(long, value_name = "DIR")]
+        destdir: Option<PathBuf>,
+    },
+    /// Build librte_net_usernic.so, the poll-mode driver for DPDK applications
+    Plugin {
+        /// Where it goes; target/plugin by itself
+        #[arg(long, value_name = "DIR")]
+        out: Option<PathBuf>,
+        /// A DPDK that was installed with enable_driver_sdk, instead of this system's
+        #[arg(long, value_name = "PREFIX")]
+        dpdk: Option<PathBuf>,
     },
     /// The programs that a bench measures
     #[command(hide = true)]
@@ -103,7 +175,7 @@ fn run(what: What) -> Result<bool> {
     }
     process::handle_signals()?;
     match what {
-        What::Peers { check } => peers::command(root, check),
+        What::Peers { check, kernel } => peers::command(root, check, kernel == "full"),
         What::Test {
             require_all,
             list,
@@ -113,6 +185,8 @@ fn run(what: What) -> Result<bool> {
         } => test::command(
             root,
             &test::Options {
+                suite: "",
+                full: false,
                 require_all,
                 list,
                 filter,
@@ -120,11 +194,40 @@ fn run(what: What) -> Result<bool> {
                 usernic,
             },
         ),
+        What::Hwtest {
+            vf: Some(vf),
+            peer,
+            filter,
+            ..
+        } => test::silicon(root, &vf, peer.as_deref(), &filter),
+        What::Hwtest {
+            list,
+            verbose,
+            filter,
+            kernel,
+            ..
+        } => test::command(
+            root,
+            &test::Options {
+                suite: "hwtest/",
+                full: kernel == "full" && {
+                    machine::full::make(&machine::fetch()?.guest)?;
+                    true
+                },
+                require_all: false,
+                list,
+                filter,
+                verbose,
+                usernic: None,
+            },
+        ),
         What::Bench {
             json,
             quick,
             metric,
             baseline,
+            scale,
+            charts,
         } => bench::command(
             root,
             &bench::Options {
@@ -132,8 +235,28 @@ fn run(what: What) -> Result<bool> {
                 quick,
                 metric,
                 baseline,
+                scale,
+                charts,
             },
         ),
+        What::Fuzz { seconds, target } => fuzz::command(root, &target, seconds),
+        What::Evaluate { out, quick } => bench::evaluate::command(root, &root.join(out), quick),
+        What::InstallC {
+            prefix,
+            libdir,
+            destdir,
+        } => {
+            let layout = install_c::Layout {
+                prefix,
+                libdir,
+                destdir,
+            };
+            install_c::install(root, &layout, true).map(|()| true)
+        }
+        What::Plugin { out, dpdk } => {
+            let out = out.unwrap_or_else(|| plugin::default_out(root));
+            plugin::command(root, &out, dpdk.as_deref())
+        }
         What::Sentinel { .. } | What::BenchWorker { .. } => unreachable!("handled above"),
     }
 }

@@ -47,8 +47,11 @@ pub fn run(args: Args, json: bool) -> Result<()> {
     }
     let stop = common::stop_flag()?;
     args.poll.pin()?;
+    // - is open already.
+    let made = Some(&args.pcap).filter(|path| path.as_os_str() != "-");
+    let confined = args.poll.confine([&args.port], made);
     let (port, mut queue) = args.poll.open(&args.port, args.queue, &stop)?;
-    let _control = args.poll.serve(&[("0", &port)])?;
+    let _control = args.poll.serve(&[("0", &port)], confined)?;
     let writing = || format!("cannot write {}", args.pcap.display());
     let mut writer = Writer::create(&args.pcap).with_context(writing)?;
     let mut meter = Meter::new("capture");

@@ -151,6 +151,7 @@ pub fn run(args: Args, json: bool) -> Result<()> {
     }
     let stop = common::stop_flag()?;
     args.poll.pin()?;
+    let confined = args.poll.confine(&args.port, None);
     let mut ports = Vec::new();
     let mut queues = Vec::new();
     for spec in &args.port {
@@ -159,7 +160,7 @@ pub fn run(args: Args, json: bool) -> Result<()> {
         queues.push(queue);
     }
     let named: Vec<(&str, &Arc<usernic::Port>)> = ["0", "1"].into_iter().zip(&ports).collect();
-    let _control = args.poll.serve(&named)?;
+    let _control = args.poll.serve(&named, confined)?;
     let size = usize::from(args.burst);
     let mut lanes: Vec<Lane> = ports
         .iter()

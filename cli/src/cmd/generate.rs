@@ -100,6 +100,7 @@ pub fn run(args: Args, json: bool) -> Result<()> {
     }
     let stop = common::stop_flag()?;
     args.poll.pin()?;
+    let confined = args.poll.confine([&args.port], None);
     let (port, mut queue) = args.poll.open(&args.port, args.queue, &stop)?;
     let longest = args.size.0.iter().copied().max().unwrap_or(0);
     let most = usize::from(port.mtu()) + 14;
@@ -118,7 +119,7 @@ pub fn run(args: Args, json: bool) -> Result<()> {
         .iter()
         .map(|len| packets::udp_frame((*len).clamp(least, most), args.dst, src, (from, 1024), (to, 9)))
         .collect();
-    let _control = args.poll.serve(&[("0", &port)])?;
+    let _control = args.poll.serve(&[("0", &port)], confined)?;
     let mut meter = Meter::new("generate");
     let mut pacer = args.rate.map(Pacer::new);
     let size = usize::from(args.burst);

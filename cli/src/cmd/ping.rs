@@ -188,8 +188,9 @@ pub fn run(args: Args, json: bool) -> Result<()> {
     }
     let stop = common::stop_flag()?;
     args.poll.pin()?;
+    let confined = args.poll.confine([&args.port], None);
     let (port, queue) = args.poll.open(&args.port, 0, &stop)?;
-    let _control = args.poll.serve(&[("0", &port)])?;
+    let _control = args.poll.serve(&[("0", &port)], confined)?;
     let headers = if args.to.is_ipv4() { 28 } else { 48 };
     if usize::from(args.size) + headers > usize::from(port.mtu()) {
         bail!(

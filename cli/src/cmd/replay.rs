@@ -73,6 +73,7 @@ pub fn run(args: Args, json: bool) -> Result<()> {
     let stop = common::stop_flag()?;
     let capture = Capture::open(&args.pcap, args.allow_cut).with_context(|| args.pcap.display().to_string())?;
     args.poll.pin()?;
+    let confined = args.poll.confine([&args.port], None);
     let (port, mut queue) = args.poll.open(&args.port, args.queue, &stop)?;
     for (index, frame) in capture.frames().enumerate() {
         if frame.len() > longest_frame(port.mtu(), frame) {
@@ -86,7 +87,7 @@ pub fn run(args: Args, json: bool) -> Result<()> {
             );
         }
     }
-    let _control = args.poll.serve(&[("0", &port)])?;
+    let _control = args.poll.serve(&[("0", &port)], confined)?;
     let mut meter = Meter::new("replay");
     let mut pacer = args.rate.map(Pacer::new);
     let size = usize::from(args.burst);

@@ -2,6 +2,7 @@
 #![no_std]
 
 pub mod addresses;
+pub mod functions;
 pub mod messages;
 pub mod rings;
 
@@ -23,5 +24,6 @@ pub fn check(holds: bool, number: u8) -> Outcome {
 pub fn run(seed: u64) -> Outcome {
     addresses::run(seed)?;
     rings::run(seed)?;
-    messages::run(seed)
+    messages::run(seed)?;
+    functions::run(seed)
 }

@@ -1,10 +1,11 @@
-//! `virtio-ring`: both sides of a split ring over memory of this program.
+//! `virtio-ring`: both sides of a ring of each format over memory of this program.
 
 use core::cell::UnsafeCell;
 use core::ptr::NonNull;
 
-use virtio_ring::split::{Device, Driver, Layout, Memory, Options};
-use virtio_ring::{Chain, Direction, Part, Segment, Slot, Translate};
+use virtio_ring::any::{Device, Driver, Format, Layout, Memory};
+use virtio_ring::packed::Base;
+use virtio_ring::{Chain, Direction, Options, Part, Segment, Slot, Translate};
 
 use crate::{Outcome, check};
 
@@ -41,13 +42,18 @@ fn memory(layout: &Layout) -> Option<Memory> {
     Some(unsafe { layout.place(block) })
 }
 
-/// Checks 20 to 39.
+/// Checks 20 to 39 of a split ring, 100 to 119 of a packed one.
 ///
 /// # Errors
 /// The number of the check.
 pub fn run(seed: u64) -> Outcome {
-    let layout = Layout::new(SIZE).map_err(|_| 20u8)?;
-    check(layout.len <= 16384, 21)?;
+    exchange(seed, Format::Split)?;
+    exchange(seed, Format::Packed).map_err(|number| number + 80)
+}
+
+fn exchange(seed: u64, format: Format) -> Outcome {
+    let layout = Layout::new(format, SIZE).map_err(|_| 20u8)?;
+    check(layout.block_len() <= 16384, 21)?;
     let options = Options {
         event_idx: true,
         in_order: seed & 1 == 1,
@@ -58,8 +64,12 @@ pub fn run(seed: u64) -> Outcome {
     // SAFETY: the memory is valid for ever, aligned, and used by this driver and the device below alone.
     let mut driver = unsafe { Driver::new(ring, SIZE, options, &mut slots[..]) }.map_err(|_| 23u8)?;
     let ring = memory(&layout).ok_or(24)?;
+    let base = match format {
+        Format::Split => 0,
+        Format::Packed => Base::START.encode(),
+    };
     // SAFETY: as above; this is the only device.
-    let mut device = unsafe { Device::new(ring, SIZE, options, 0) }.map_err(|_| 25u8)?;
+    let mut device = unsafe { Device::new(ring, SIZE, options, base) }.map_err(|_| 25u8)?;
     let mut chain = Chain::new([Part::default(); 8]);
     let mut sum = 0u64;
     for round in 0..ROUNDS {

@@ -116,12 +116,36 @@ impl Automatic {
     }
 
     fn memfd(&self, request: &Request<'_>) -> Result<Allocation, Error> {
+        self.plain_limit(request)?;
         let segment = Segment::memfd(&name(request.name), request.len, PageSize::BASE, request.numa)
             .map_err(|error| self.explain("memfd", request, None, error))?;
         Ok(Allocation {
             choice: Choice::new("memfd", segment.page_size()),
             segment,
         })
+    }
+
+    /// An error if plain pages would end this process or another: for them the kernel knows no shortage.
+    fn plain_limit(&self, request: &Request<'_>) -> Result<(), Error> {
+        let page = PageSize::BASE;
+        let needed = pages(request.len, page);
+        let cgroup = limits::memory_limit(&self.root).map(|limit| Limit::Cgroup {
+            path: limit.path,
+            page,
+            free: limit.left / page.bytes() as u64,
+        });
+        let machine = limits::available(&self.root).map(|bytes| Limit::Machine {
+            page,
+            free: bytes / page.bytes() as u64,
+        });
+        let short = cgroup
+            .into_iter()
+            .chain(machine)
+            .find(|limit| limit.free().is_some_and(|free| free < needed));
+        match short {
+            Some(limit) => Err(Error::Shortage { limit, page, needed }),
+            None => Ok(()),
+        }
     }
 
     fn memfd_huge(&self, request: &Request<'_>) -> Result<Allocation, Error> {

@@ -135,6 +135,13 @@ pub enum Limit {
         /// Pages that it still allows.
         free: u64,
     },
+    /// The memory of the machine.
+    Machine {
+        /// The pages' size.
+        page: PageSize,
+        /// Pages that it has to give.
+        free: u64,
+    },
     /// Something that does not say how much it has left: the memory of the machine, of a cgroup, or of a process.
     Memory {
         /// The pages' size.
@@ -167,6 +174,7 @@ impl fmt::Display for Limit {
                     pages(*free, "more page")
                 )
             }
+            Limit::Machine { page, free } => write!(f, "the machine has {} of {page}", pages(*free, "available page")),
             Limit::Memory { page, errno } => {
                 write!(
                     f,
@@ -187,6 +195,9 @@ impl Limit {
         match self {
             Limit::Memory { .. } if page.is_huge() => smaller,
             Limit::Memory { .. } => self.cure(page, needed),
+            Limit::Machine { .. } => self.cure(page, needed),
+            // Nothing takes less than plain pages do.
+            Limit::Cgroup { .. } if !page.is_huge() => self.cure(page, needed),
             _ => format!("{} or {smaller}", self.cure(page, needed)),
         }
     }
@@ -202,16 +213,20 @@ impl Limit {
                 "add {missing} to /sys/devices/system/node/node{node}/hugepages/hugepages-{kib}kB/nr_hugepages, leave \
                  numa= out,"
             ),
-            Limit::Cgroup { .. } => "raise it (a container's hugepage limit)".into(),
-            Limit::Memory { .. } => "free memory, or pass a smaller mem= or buffers=".into(),
+            Limit::Cgroup { .. } if page.is_huge() => "raise it (a container's hugepage limit)".into(),
+            Limit::Cgroup { .. } => {
+                "raise it (a container's memory limit), or pass a smaller mem=, buffers= or queue_size=".into()
+            }
+            Limit::Machine { .. } | Limit::Memory { .. } => "free memory, or pass a smaller mem= or buffers=".into(),
         }
     }
 
-    fn free(&self) -> Option<u64> {
+    pub(super) fn free(&self) -> Option<u64> {
         match self {
             Limit::Mount { free, .. }
             | Limit::Pool { free, .. }
             | Limit::Node { free, .. }
+            | Limit::Machine { free, .. }
             | Limit::Cgroup { free, .. } => Some(*free),
             Limit::Memory { .. } => None,
         }

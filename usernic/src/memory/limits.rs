@@ -36,13 +36,18 @@ fn pool(root: &Path, page: PageSize) -> PathBuf {
     root.join(format!("sys/kernel/mm/hugepages/hugepages-{}kB", page.bytes() >> 10))
 }
 
+/// Huge pages that the kernel has. `None`: it does not say.
+pub(crate) fn total_pages(root: &Path, page: PageSize) -> Option<u64> {
+    number(&pool(root, page).join("nr_hugepages"))
+}
+
 /// Huge pages that the kernel has free, promised or not. `None`: it does not say.
 pub(super) fn free_pages(root: &Path, page: PageSize) -> Option<u64> {
     number(&pool(root, page).join("free_hugepages"))
 }
 
 /// Huge pages that are free and promised to nobody, and those that the kernel would still make.
-pub(super) fn unpromised_pages(root: &Path, page: PageSize) -> Option<u64> {
+pub(crate) fn unpromised_pages(root: &Path, page: PageSize) -> Option<u64> {
     let pool = pool(root, page);
     let free = number(&pool.join("free_hugepages"))?;
     let promised = number(&pool.join("resv_hugepages")).unwrap_or(0);
@@ -57,38 +62,40 @@ pub(super) fn free_pages_on(root: &Path, page: PageSize, node: u32) -> Option<u6
     )))
 }
 
-/// A limit of the hugetlb controller.
+/// A limit of a cgroup.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct CgroupLimit {
+pub(crate) struct CgroupLimit {
     /// The file that sets it.
-    pub(super) path: PathBuf,
+    pub(crate) path: PathBuf,
     /// Bytes that it still allows.
-    pub(super) left: u64,
+    pub(crate) left: u64,
 }
 
-/// The tightest limit that this process's cgroup, or one above it, puts on pages of this size; version 1 or 2, on pages
-/// in use or on those promised.
-pub(super) fn cgroup_limit(root: &Path, page: PageSize) -> Option<CgroupLimit> {
-    let size = cgroup_size(page);
-    // (limit, usage), of pages in use and of reservations: "Documentation/admin-guide/cgroup-v2.rst", HugeTLB.
-    let v1 = [
-        ("limit_in_bytes", "usage_in_bytes"),
-        ("rsvd.limit_in_bytes", "rsvd.usage_in_bytes"),
-    ];
-    let v2 = [("max", "current"), ("rsvd.max", "rsvd.current")];
-    let own = read(&root.join("proc/self/cgroup"))?;
+/// Versions of cgroups, see cgroups(7).
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Version {
+    One,
+    Two,
+}
+
+/// The folders of this process's cgroups that may limit a resource: its own and those above, as far as they are mounted.
+fn cgroups(root: &Path, controller: &str) -> Vec<(PathBuf, Version)> {
+    let mut all = Vec::new();
+    let Some(own) = read(&root.join("proc/self/cgroup")) else {
+        return all;
+    };
     let mounts = mounts(root);
-    let mut tightest: Option<CgroupLimit> = None;
-    // `4:hugetlb:/path` of version 1, `0::/path` of version 2: cgroups(7).
+    // `4:hugetlb:/path` of version 1, `0::/path` of version 2.
     for line in String::from_utf8_lossy(&own).lines() {
         let mut fields = line.splitn(3, ':');
         let (Some(id), Some(controllers), Some(path)) = (fields.next(), fields.next(), fields.next()) else {
             continue;
         };
-        let (mount, files) = if id == "0" && controllers.is_empty() {
-            (mounts.iter().find(|m| m.kind == "cgroup2"), v2)
-        } else if controllers.split(',').any(|c| c == "hugetlb") {
-            (mounts.iter().find(|m| m.kind == "cgroup" && m.has("hugetlb")), v1)
+        let (mount, version) = if id == "0" && controllers.is_empty() {
+            (mounts.iter().find(|m| m.kind == "cgroup2"), Version::Two)
+        } else if controllers.split(',').any(|c| c == controller) {
+            let mount = mounts.iter().find(|m| m.kind == "cgroup" && m.has(controller));
+            (mount, Version::One)
         } else {
             continue;
         };
@@ -98,21 +105,86 @@ pub(super) fn cgroup_limit(root: &Path, page: PageSize) -> Option<CgroupLimit> {
         let inside = Path::new(path).strip_prefix(&mount.root).unwrap_or(Path::new(""));
         let mut dir = below(&top, inside);
         loop {
-            for (limit, usage) in files {
-                let path = dir.join(format!("hugetlb.{size}.{limit}"));
-                let Some(most) = number(&path) else { continue };
-                let used = number(&dir.join(format!("hugetlb.{size}.{usage}"))).unwrap_or(0);
-                let left = most.saturating_sub(used);
-                if tightest.as_ref().is_none_or(|t| left < t.left) {
-                    tightest = Some(CgroupLimit { path, left });
-                }
-            }
+            all.push((dir.clone(), version));
             if dir == top || !dir.pop() {
                 break;
             }
         }
     }
+    all
+}
+
+/// The tightest limit that this process's cgroup, or one above it, puts on pages of this size; version 1 or 2, on pages
+/// in use or on those promised.
+pub(crate) fn cgroup_limit(root: &Path, page: PageSize) -> Option<CgroupLimit> {
+    let size = cgroup_size(page);
+    // (limit, usage), of pages in use and of reservations: "Documentation/admin-guide/cgroup-v2.rst", HugeTLB.
+    let v1 = [
+        ("limit_in_bytes", "usage_in_bytes"),
+        ("rsvd.limit_in_bytes", "rsvd.usage_in_bytes"),
+    ];
+    let v2 = [("max", "current"), ("rsvd.max", "rsvd.current")];
+    let mut tightest: Option<CgroupLimit> = None;
+    for (dir, version) in cgroups(root, "hugetlb") {
+        for (limit, usage) in if version == Version::One { v1 } else { v2 } {
+            let path = dir.join(format!("hugetlb.{size}.{limit}"));
+            let Some(most) = number(&path) else { continue };
+            let used = number(&dir.join(format!("hugetlb.{size}.{usage}"))).unwrap_or(0);
+            let left = most.saturating_sub(used);
+            if tightest.as_ref().is_none_or(|t| left < t.left) {
+                tightest = Some(CgroupLimit { path, left });
+            }
+        }
+    }
     tightest
+}
+
+/// Version 1 has no word for no limit: it says the largest number of bytes in whole pages, of up to 64 KiB.
+const NO_LIMIT: u64 = i64::MAX as u64 & !0xffff;
+
+/// The tightest limit on ordinary memory. What is beyond it is no error of a call: the kernel ends the process. So it is
+/// looked at before. File pages that could be dropped count as free.
+pub(crate) fn memory_limit(root: &Path) -> Option<CgroupLimit> {
+    let mut tightest: Option<CgroupLimit> = None;
+    for (dir, version) in cgroups(root, "memory") {
+        // "Documentation/admin-guide/cgroup-v2.rst", Memory, and "cgroup-v1/memory.rst".
+        let (limit, usage, file) = match version {
+            Version::One => ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_cache"),
+            Version::Two => ("memory.max", "memory.current", "file"),
+        };
+        let path = dir.join(limit);
+        // What is no limit is not worth the look at what is in use.
+        let Some(most) = number(&path).filter(|most| *most < NO_LIMIT) else {
+            continue;
+        };
+        let stat = read(&dir.join("memory.stat")).unwrap_or_default();
+        let stat = String::from_utf8_lossy(&stat);
+        let of = |key: &str| {
+            stat.lines()
+                .find_map(|l| l.strip_prefix(key)?.trim().parse::<u64>().ok())
+        };
+        let shared = of("total_shmem ").or(of("shmem ")).unwrap_or(0);
+        let droppable = of(&format!("{file} ")).unwrap_or(0).saturating_sub(shared);
+        let used = number(&dir.join(usage)).unwrap_or(0).saturating_sub(droppable);
+        let left = most.saturating_sub(used);
+        if tightest.as_ref().is_none_or(|t| left < t.left) {
+            tightest = Some(CgroupLimit { path, left });
+        }
+    }
+    tightest
+}
+
+/// Bytes of memory that the machine has to give, `MemAvailable` of proc_meminfo(5).
+pub(crate) fn available(root: &Path) -> Option<u64> {
+    let text = read(&root.join("proc/meminfo"))?;
+    let text = String::from_utf8_lossy(&text);
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim()
+        .strip_suffix("kB")?
+        .trim()
+        .parse::<u64>()
+        .ok()?
+        .checked_mul(1024)
 }
 
 /// A path as seen from the root, below another.
@@ -207,8 +279,46 @@ mod tests {
     }
 
     #[test]
+    fn ordinary_memory_of_both_versions() {
+        let v2 = root(&[
+            ("proc/self/cgroup", "0::/pod/box\n"),
+            (
+                "proc/self/mountinfo",
+                "30 20 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n",
+            ),
+            ("sys/fs/cgroup/pod/memory.max", "100000\n"),
+            ("sys/fs/cgroup/pod/memory.current", "90000\n"),
+            ("sys/fs/cgroup/pod/memory.stat", "anon 30000\nfile 50000\nshmem 20000\n"),
+            ("sys/fs/cgroup/pod/box/memory.max", "max\n"),
+            ("proc/meminfo", "MemTotal: 100 kB\nMemAvailable:     50 kB\n"),
+        ]);
+        // 90000 in use, 30000 of them droppable.
+        let limit = memory_limit(v2.path()).unwrap();
+        assert!(limit.path.ends_with("pod/memory.max"), "{limit:?}");
+        assert_eq!((limit.left, available(v2.path())), (40000, Some(51200)));
+        let v1 = root(&[
+            ("proc/self/cgroup", "4:memory:/box\n"),
+            (
+                "proc/self/mountinfo",
+                "30 20 0:26 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n",
+            ),
+            ("sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n"),
+            ("sys/fs/cgroup/memory/box/memory.limit_in_bytes", "100000\n"),
+            ("sys/fs/cgroup/memory/box/memory.usage_in_bytes", "70000\n"),
+            (
+                "sys/fs/cgroup/memory/box/memory.stat",
+                "cache 1\ntotal_cache 30000\ntotal_shmem 10000\n",
+            ),
+        ]);
+        let limit = memory_limit(v1.path()).unwrap();
+        assert!(limit.path.ends_with("memory/box/memory.limit_in_bytes"), "{limit:?}");
+        assert_eq!((limit.left, available(v1.path())), (50000, None));
+    }
+
+    #[test]
     fn nothing_to_read_is_no_limit() {
         assert_eq!(cgroup_limit(Path::new("/nowhere"), PAGE), None);
+        assert_eq!(memory_limit(Path::new("/nowhere")), None);
         let root = root(&[("proc/self/cgroup", "\n0\n0:\n0::\n7:hugetlb:/\n")]);
         assert_eq!(cgroup_limit(root.path(), PAGE), None);
     }

@@ -18,8 +18,8 @@
 mod automatic;
 mod choice;
 mod error;
-mod limits;
-mod mounts;
+pub(crate) mod limits;
+pub(crate) mod mounts;
 #[cfg(test)]
 mod tests;
 

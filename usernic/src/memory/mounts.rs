@@ -14,12 +14,12 @@ use super::limits::read;
 
 /// A line of mountinfo, as far as it matters here. See `proc_pid_mountinfo(5)`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Mount {
+pub(crate) struct Mount {
     /// The directory of the file system that is mounted.
     pub(super) root: PathBuf,
     /// Where.
-    pub(super) path: PathBuf,
-    pub(super) kind: String,
+    pub(crate) path: PathBuf,
+    pub(crate) kind: String,
     /// Options of the mount, then of the file system, separated by commas.
     options: String,
 }
@@ -44,13 +44,23 @@ impl Mount {
     }
 
     /// Whether it has this option.
-    pub(super) fn has(&self, option: &str) -> bool {
+    pub(crate) fn has(&self, option: &str) -> bool {
         self.options.split(',').any(|o| o == option)
     }
 
     /// The page size of a hugetlbfs, from its options: `pagesize=2M`.
-    fn page(&self) -> Option<PageSize> {
-        let value = self.options.split(',').find_map(|o| o.strip_prefix("pagesize="))?;
+    pub(crate) fn page(&self) -> Option<PageSize> {
+        PageSize::huge(usize::try_from(self.bytes("pagesize=")?).ok()?)
+    }
+
+    /// The `size=` of a hugetlbfs in bytes, if it has one.
+    pub(crate) fn size(&self) -> Option<u64> {
+        self.bytes("size=")
+    }
+
+    /// The value of an option that is a number of bytes, with a suffix or without: `2M`.
+    fn bytes(&self, option: &str) -> Option<u64> {
+        let value = self.options.split(',').find_map(|o| o.strip_prefix(option))?;
         let digits = value.trim_end_matches(|c: char| c.is_ascii_alphabetic());
         let shift = match &value[digits.len()..] {
             "" => 0,
@@ -59,7 +69,7 @@ impl Mount {
             "G" | "g" => 30,
             _ => return None,
         };
-        PageSize::huge(digits.parse::<usize>().ok()?.checked_mul(1 << shift)?)
+        digits.parse::<u64>().ok()?.checked_mul(1 << shift)
     }
 }
 
@@ -90,7 +100,7 @@ fn unescape(field: &[u8]) -> PathBuf {
 }
 
 /// All mounts of this process. Lines that are none are left out.
-pub(super) fn mounts(root: &Path) -> Vec<Mount> {
+pub(crate) fn mounts(root: &Path) -> Vec<Mount> {
     let text = read(&root.join("proc/self/mountinfo")).unwrap_or_default();
     text.split(|&byte| byte == b'\n').filter_map(Mount::parse).collect()
 }
@@ -126,17 +136,17 @@ pub(super) fn huge_mounts(root: &Path, len: usize) -> Vec<HugeMount> {
 }
 
 /// What a directory's file system says of itself.
-pub(super) struct HugeStat {
-    pub(super) page: PageSize,
+pub(crate) struct HugeStat {
+    pub(crate) page: PageSize,
     /// Pages that a `size=` still allows; `None` without one.
-    pub(super) free: Option<u64>,
+    pub(crate) free: Option<u64>,
 }
 
 /// `statfs(2)`.
 const HUGETLBFS_MAGIC: u64 = 0x9584_58f6;
 
 /// Asks a directory; `None` if it is not on a hugetlbfs.
-pub(super) fn huge_stat(dir: &Path) -> io::Result<Option<HugeStat>> {
+pub(crate) fn huge_stat(dir: &Path) -> io::Result<Option<HugeStat>> {
     let stat = statfs(dir)?;
     if stat.f_type as u64 & 0xffff_ffff != HUGETLBFS_MAGIC {
         return Ok(None);

@@ -37,6 +37,40 @@ fn without_free_pages_auto_takes_plain_ones_and_says_why() {
 }
 
 #[test]
+fn plain_pages_beyond_a_limit_are_an_error_and_not_the_end_of_the_process() {
+    let root = root("0\n");
+    let write = |path: &str, text: &str| {
+        let path = root.path().join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    };
+    write("proc/self/cgroup", "0::/\n");
+    write(
+        "proc/self/mountinfo",
+        "30 20 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n",
+    );
+    write("sys/fs/cgroup/memory.max", "409600\n");
+    write("sys/fs/cgroup/memory.current", "200000\n");
+    let ask = |kind| Automatic::new(kind).root(root.path()).allocate(&REQUEST);
+    for kind in [MemoryKind::Auto, MemoryKind::Memfd] {
+        let error = ask(kind).unwrap_err().to_string();
+        assert!(
+            error.contains("sys/fs/cgroup/memory.max allows 51 more pages of 4 KiB, 74 needed"),
+            "{error}"
+        );
+        assert!(error.contains("raise it (a container's memory limit)"), "{error}");
+    }
+    write("sys/fs/cgroup/memory.current", "0\n");
+    ask(MemoryKind::Memfd).unwrap();
+    write("proc/meminfo", "MemAvailable: 200 kB\n");
+    let error = ask(MemoryKind::Memfd).unwrap_err().to_string();
+    assert!(
+        error.contains("the machine has 50 available pages of 4 KiB, 74 needed"),
+        "{error}"
+    );
+}
+
+#[test]
 fn auto_survives_a_kernel_that_says_too_much() {
     // More than any machine has: the attempt fails for lack of pages that the root claims to be there.
     let root = root("1000000000\n");

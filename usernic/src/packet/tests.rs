@@ -6,19 +6,19 @@ use proptest::prelude::*;
 use super::*;
 use crate::pool::{Cache, HEADROOM, Pool};
 
-fn pool(count: u32, room: u32, private: bool) -> Arc<Pool> {
+pub(crate) fn pool(count: u32, room: u32, private: bool) -> Arc<Pool> {
     let len = Pool::stride(room) * count as usize;
     let segment = Arc::new(Segment::anonymous(len, PageSize::BASE, None).unwrap());
     Pool::new(segment, 0, count, room, 0, private).unwrap()
 }
 
-fn fresh(cache: &mut Cache) -> Packet {
+pub(crate) fn fresh(cache: &mut Cache) -> Packet {
     assert!(cache.reserve(1) > 0);
     // SAFETY: just taken.
     unsafe { Packet::from_meta(cache.pop().unwrap()) }
 }
 
-fn bytes_of(packet: &Packet) -> Vec<u8> {
+pub(crate) fn bytes_of(packet: &Packet) -> Vec<u8> {
     let mut bytes = vec![0xEE; packet.len()];
     assert_eq!(packet.copy_to(&mut bytes), bytes.len());
     bytes
@@ -31,6 +31,7 @@ enum Step {
     WriteAt(usize, Vec<u8>),
     Prepend(Vec<u8>),
     TrimFront(usize),
+    MoveStart(isize),
     CopyPacket,
 }
 
@@ -42,6 +43,7 @@ fn step() -> impl Strategy<Value = Step> {
         (0usize..5000, bytes(300)).prop_map(|(at, b)| Step::WriteAt(at, b)),
         bytes(150).prop_map(Step::Prepend),
         (0usize..200).prop_map(Step::TrimFront),
+        (-150isize..150).prop_map(Step::MoveStart),
         Just(Step::CopyPacket),
     ]
 }
@@ -93,6 +95,17 @@ proptest! {
                         model.drain(..count);
                     }
                 }
+                Step::MoveStart(by) => {
+                    let fits = by <= packet.meta().len as isize && -by <= packet.headroom() as isize;
+                    prop_assert_eq!(packet.move_start(by).is_ok(), fits);
+                    if fits && by >= 0 {
+                        model.drain(..by as usize);
+                    } else if fits {
+                        let mut front = vec![0; by.unsigned_abs()];
+                        packet.read_at(0, &mut front).unwrap();
+                        model.splice(0..0, front);
+                    }
+                }
                 Step::CopyPacket => {
                     let mut copy = fresh(&mut cache);
                     copy.copy_packet(&packet).unwrap();
@@ -108,6 +121,17 @@ proptest! {
             }
             prop_assert!(packet.read_at(model.len(), &mut [0]).is_err());
             prop_assert_eq!(packet.bytes().is_some(), packet.segment_count() == 1);
+            let place = packet.place();
+            prop_assert_eq!(place.len as usize, packet.len());
+            prop_assert_eq!(place.whole, packet.segment_count() == 1);
+            prop_assert_eq!(usize::from(place.headroom), packet.headroom());
+            if place.whole {
+                prop_assert_eq!(place.room as usize, packet.len() + packet.tailroom());
+            }
+            // SAFETY: private memory, which nobody else has.
+            let first = unsafe { packet.as_slice() };
+            prop_assert_eq!(first.as_ptr(), place.data.as_ptr().cast_const());
+            prop_assert!(place.whole || place.room as usize == first.len());
         }
         drop(packet);
         drop(cache);
@@ -196,7 +220,7 @@ fn threads_that_free_each_others_packets_lose_none() {
                 } else {
                     for packet in burst.drain() {
                         // SAFETY: given up by the packet.
-                        unsafe { cache.put(packet.into_meta()) };
+                        unsafe { cache.returning().put(packet.into_meta()) };
                     }
                 }
             }

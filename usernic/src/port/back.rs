@@ -1,5 +1,8 @@
 //! Back-end ports: a front-end's rings, over a vhost-user socket.
 
+mod control;
+mod net;
+
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -7,14 +10,18 @@ use std::time::{Duration, Instant};
 use hugemem::{PageSize, Segment};
 use rustix::event::epoll;
 use vhost_proto::{Event, MAX_RINGS, Offer, Outcome, ProtocolFeatures};
-use virtio_ring::Features;
-use virtio_ring::split::{Device, Layout, Memory, Options};
+use virtio_ring::any::{Device, Format, Layout, Memory};
+use virtio_ring::{Features, Options, Vectors, packed};
 
+use self::control::ControlRing;
+use self::net::Net;
+use super::wish::{NO_DEVICE, Wish};
 use super::{Inner, Port, watch};
 use crate::error::Error;
 use crate::gate::{self, ControlSide};
+use crate::packet::Marks;
 use crate::pool::{Cache, Pool};
-use crate::queue::{BackPair, BackRing, Parts, Side};
+use crate::queue::{BackPair, BackRing, Offloads, Parts, Side};
 use crate::regions::{MAX_REGIONS, Region, RegionError, Regions};
 use crate::spec::PortSpec;
 use crate::vhost_user::{BackendSession, Handler, Listener};
@@ -33,6 +40,8 @@ const PROTOCOL: ProtocolFeatures = ProtocolFeatures::MQ
     .union(ProtocolFeatures::REPLY_ACK)
     .union(ProtocolFeatures::RARP)
     .union(ProtocolFeatures::MTU)
+    .union(ProtocolFeatures::CONFIG)
+    .union(ProtocolFeatures::BACKEND_REQ)
     .union(ProtocolFeatures::CONFIGURE_MEM_SLOTS)
     .union(ProtocolFeatures::RESET_DEVICE)
     .union(ProtocolFeatures::STATUS);
@@ -51,7 +60,7 @@ struct Ring {
 #[derive(Clone, Copy)]
 struct Setup {
     size: u16,
-    base: u16,
+    base: u32,
     /// User addresses of the front-end.
     desc: u64,
     avail: u64,
@@ -70,19 +79,34 @@ struct Served {
     rings: Vec<Ring>,
     memory: Arc<Regions>,
     features: Features,
+    net: Net,
+    control: Option<ControlRing>,
+    /// The socket for our own requests.
+    channel: Option<OwnedFd>,
+    /// The application wants the link up.
+    wanted_up: bool,
+}
+
+fn buffers(spec: &PortSpec) -> u32 {
+    spec.buffers.unwrap_or(u32::from(spec.queues) * BUFFERS)
+}
+
+/// Bytes of the port's private memory.
+pub(super) fn segment_len(spec: &PortSpec) -> usize {
+    Pool::stride(spec.buffer_size) * buffers(spec) as usize
 }
 
 pub(super) fn open(spec: PortSpec) -> Result<Port, Error> {
     let listener = if spec.reversed {
         None
     } else {
-        Some(Listener::bind(&spec.path)?)
+        Some(Listener::bind_for(&spec.path, spec.access)?)
     };
     let queues = spec.queues;
     // Frames are copied into memory of our own, which nobody else can reach.
-    let count = spec.buffers.unwrap_or(u32::from(queues) * BUFFERS);
-    let len = Pool::stride(spec.buffer_size) * count as usize;
-    let segment = Arc::new(Segment::anonymous(len, PageSize::BASE, spec.numa)?);
+    let count = buffers(&spec);
+    let memory_bytes = segment_len(&spec);
+    let segment = Arc::new(Segment::anonymous(memory_bytes, PageSize::BASE, spec.numa)?);
     let pool = Pool::new(segment, 0, count, spec.buffer_size, 0, true)?;
     let inner = Arc::new(Inner::new(spec, queues)?);
 
@@ -92,7 +116,12 @@ pub(super) fn open(spec: PortSpec) -> Result<Port, Error> {
         rings: Vec::new(),
         memory: Arc::default(),
         features: Features::empty(),
+        net: Net::new(&inner.spec, inner.mac()),
+        control: None,
+        channel: None,
+        wanted_up: true,
     };
+    let control_ring = usize::from(has_control(&inner.spec));
     for index in 0..usize::from(queues) {
         let (data, mut gate) = gate::pair(BackPair::new());
         gate.open();
@@ -110,6 +139,9 @@ pub(super) fn open(spec: PortSpec) -> Result<Port, Error> {
             epoll,
         });
     }
+    served
+        .rings
+        .resize_with(served.rings.len() + control_ring, Ring::default);
     let control = Control {
         served,
         listener,
@@ -120,8 +152,29 @@ pub(super) fn open(spec: PortSpec) -> Result<Port, Error> {
         inner,
         control: Some(control),
         memory: "private memory of this process".into(),
-        memory_bytes: len,
+        memory_bytes,
     })
+}
+
+/// Whether there is a number left for a control queue.
+fn has_control(spec: &PortSpec) -> bool {
+    2 * usize::from(spec.queues) < MAX_RINGS
+}
+
+/// The best vector instructions that the processor has.
+pub(crate) fn vectors() -> Vectors {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if is_x86_feature_detected!("avx512f") {
+            // SAFETY: just detected.
+            return unsafe { Vectors::avx512() };
+        }
+        if is_x86_feature_detected!("avx2") {
+            // SAFETY: just detected.
+            return unsafe { Vectors::avx2() };
+        }
+    }
+    Vectors::NONE
 }
 
 /// What the control thread owns.
@@ -134,15 +187,21 @@ struct Control {
 impl Control {
     fn offer(&self) -> Offer {
         let spec = &self.served.inner.spec;
-        let mut features = Features::VERSION_1 | Features::NET_MRG_RXBUF;
+        let mut features = Features::VERSION_1 | Features::NET_MRG_RXBUF | Features::NET_MTU;
+        features |= spec.offloads();
+        let control = has_control(spec);
+        if control {
+            features |= Net::offer(spec);
+        }
         features.set(Features::NET_MQ, spec.queues > 1);
+        features.set(Features::RING_PACKED, spec.packed);
         features.set(Features::IN_ORDER, spec.in_order);
         features.set(Features::RING_EVENT_IDX, spec.event_idx);
         features.set(Features::RING_INDIRECT_DESC, spec.indirect);
         Offer {
             features: features.bits(),
             protocol: PROTOCOL,
-            rings: (2 * spec.queues).min(MAX_RINGS as u16),
+            rings: 2 * spec.queues + u16::from(control),
             queue_num: spec.queues,
             mem_slots: MAX_REGIONS as u16,
         }
@@ -153,13 +212,19 @@ impl Control {
         let path = inner.spec.path.clone();
         let mut next_try = Instant::now();
         while !inner.stopped() {
+            while let Some((wish, answer)) = inner.wishes.next() {
+                // Who does not wait any more has his wish all the same.
+                let _ = answer.send(self.served.grant(wish));
+            }
             if let Some(session) = &mut self.session {
                 // The SIGBUS guard tells nobody: look at it now and then.
-                inner.sleep(Some(session.as_fd()), Some(Instant::now() + LOOK));
+                let (kick, pause) = self.served.control_kick();
+                inner.sleep_on([Some(session.as_fd()), kick], Some(Instant::now() + pause));
                 if inner.stopped() {
                     break;
                 }
                 let mut result = session.service(&mut self.served);
+                self.served.serve_control();
                 if result.is_ok() && self.served.memory.is_dead() {
                     let what = "the front-end truncated a file of its memory".into();
                     result = Err(crate::vhost_user::Error::Setup {
@@ -195,13 +260,14 @@ impl Control {
                 Err(error) => tracing::debug!(path = %path.display(), "no front-end yet: {error}"),
             }
         }
+        inner.wishes.close();
         self.session = None;
         self.served.clear();
     }
 }
 
 impl Handler for Served {
-    fn handle(&mut self, event: Event<OwnedFd>) -> Result<Outcome<'static>, String> {
+    fn handle(&mut self, event: Event<OwnedFd>) -> Result<Outcome<'_>, String> {
         let done = |result: Result<(), RingError>| result.map(|()| Outcome::Done).map_err(|e| e.to_string());
         match event {
             Event::Features(bits) => {
@@ -209,7 +275,10 @@ impl Handler for Served {
                 if !features.contains(Features::VERSION_1) {
                     return Err(RingError::Legacy(bits).to_string());
                 }
-                self.features = features;
+                if features != self.features {
+                    self.features = features;
+                    self.reset_net();
+                }
                 Ok(Outcome::Done)
             }
             Event::Memory(table) => {
@@ -238,7 +307,7 @@ impl Handler for Served {
                 let vhost_proto::RingAddr { desc, avail, used } = setup.addr;
                 ring.setup = Some(Setup {
                     size,
-                    base: setup.base as u16,
+                    base: setup.base,
                     desc,
                     avail,
                     used,
@@ -254,7 +323,7 @@ impl Handler for Served {
                 ring.call = None;
                 let base = base.or(ring.setup.map(|setup| setup.base)).unwrap_or(0);
                 ring.setup = None;
-                Ok(Outcome::Base(base.into()))
+                Ok(Outcome::Base(base))
             }
             Event::RingCall(index, call) => done(self.set_call(index.into(), call)),
             Event::RingEnable(index, on) => {
@@ -268,6 +337,7 @@ impl Handler for Served {
                         self.halt(index);
                         self.rings[index].setup = None;
                     }
+                    self.reset_net();
                 }
                 Ok(Outcome::Done)
             }
@@ -281,13 +351,60 @@ impl Handler for Served {
                     self.rings[index].setup = None;
                     self.rings[index].enabled = false;
                 }
+                self.reset_net();
                 Ok(Outcome::Done)
             }
-            // Nobody asks to be told of a broken ring, or of an address that moved: this port learns from frames.
-            Event::RingErr(..) | Event::Rarp(_) => Ok(Outcome::Done),
+            Event::Rarp(address) => {
+                self.inner.announced(address);
+                Ok(Outcome::Done)
+            }
+            // A piece that is not there is told by an empty answer. Nothing in the space is for a driver to write, but for
+            // legacy ones (virtio 1.3, 5.1.4).
+            Event::GetConfig { offset, size } => Ok(Outcome::Config(self.net.piece(offset, size).unwrap_or_default())),
+            Event::SetConfig(..) => Ok(Outcome::Failed),
+            Event::BackendChannel(socket) => {
+                self.channel = Some(socket);
+                Ok(Outcome::Done)
+            }
+            // Nobody asks to be told of a broken ring.
+            Event::RingErr(..) => Ok(Outcome::Done),
             other => Err(format!("{other:?} was not offered")),
         }
     }
+}
+
+/// The base of a ring that nobody was on.
+fn new_base(format: Format) -> u32 {
+    match format {
+        Format::Split => 0,
+        Format::Packed => packed::Base::START.encode(),
+    }
+}
+
+/// Where to begin. A front-end whose back-end was lost knows it of a split ring, from the used index in memory; DPDK's
+/// virtio_user says 0 all the same, and a new ring has 0 there. Of a packed ring a front-end can only say what it said
+/// first (QEMU: that the ring is new): there the ring itself is asked.
+///
+/// # Safety
+/// As for [`Device::new`].
+unsafe fn found_base(parts: Memory, size: u16, options: Options, base: u32) -> Result<u32, virtio_ring::Error> {
+    let ring = match parts {
+        Memory::Packed(ring) => ring,
+        Memory::Split(ring) if base == 0 && ring.used.cast::<u32>().is_aligned() => {
+            // SAFETY: passed on; aligned.
+            return Ok(unsafe { ring.used_index() }.into());
+        }
+        Memory::Split(_) => return Ok(base),
+    };
+    if options.in_order || packed::Base::decode(base) != packed::Base::START {
+        return Ok(base);
+    }
+    // SAFETY: passed on.
+    let found = unsafe { packed::recover(ring, size)? };
+    if found.is_none() {
+        tracing::warn!("a packed ring does not tell where the back-end before this one left it");
+    }
+    Ok(found.map_or(base, packed::Base::encode))
 }
 
 fn own(region: vhost_proto::Region, fd: OwnedFd) -> Region {
@@ -307,6 +424,41 @@ fn own(region: vhost_proto::Region, fd: OwnedFd) -> Region {
 }
 
 impl Served {
+    fn grant(&mut self, wish: Wish) -> Result<(), Error> {
+        match wish {
+            Wish::Filter(filter) => {
+                for pair in &mut self.pairs {
+                    let was_open = pair.gate.is_open();
+                    pair.gate.close().set_filter(filter.clone());
+                    if was_open {
+                        pair.gate.open();
+                    }
+                }
+                Ok(())
+            }
+            Wish::Link(up) => {
+                self.wanted_up = up;
+                self.enable_all();
+                if self.net.set_link(up) {
+                    self.config_changed();
+                }
+                self.update_link();
+                Ok(())
+            }
+            Wish::Announce if self.channel.is_some() && self.net.ask_announce() => {
+                self.config_changed();
+                Ok(())
+            }
+            Wish::Announce => Err(Error::NotGranted {
+                why: "no front-end is there that takes VIRTIO_NET_F_GUEST_ANNOUNCE and the control queue from its back-end",
+            }),
+            Wish::Vf(_) => Err(NO_DEVICE),
+            Wish::Queues(_) => Err(Error::NotGranted {
+                why: "the port is a back-end",
+            }),
+        }
+    }
+
     fn pair_of(&mut self, index: usize) -> Option<(&mut Pair, &mut Ring)> {
         Some((self.pairs.get_mut(index / 2)?, self.rings.get_mut(index)?))
     }
@@ -363,7 +515,10 @@ impl Served {
     /// Starts the device side of a ring, if all that it needs is there.
     fn run(&mut self, index: usize) -> Result<(), RingError> {
         let (memory, features) = (Arc::clone(&self.memory), self.features);
-        let Some((pair, ring)) = self.pair_of(index) else {
+        let vectors = self.inner.spec.vectorized.then(vectors).unwrap_or_default();
+        let (is_control, wanted_up) = (self.is_control(index), self.wanted_up);
+        let (takes, admits, hasher) = (self.net.offloads(), self.net.admits(), self.net.hasher());
+        let Some(ring) = self.rings.get_mut(index) else {
             return Ok(());
         };
         let (Some(setup), false) = (ring.setup, ring.running) else {
@@ -378,33 +533,59 @@ impl Served {
         let place = |at: u64, len: usize, what: &'static str| {
             memory.user(at, len).ok_or(RingError::Outside { index, what, at, len })
         };
-        let parts = Memory {
-            desc: place(setup.desc, Layout::desc_len(setup.size), "descriptor table")?,
-            avail: place(setup.avail, Layout::avail_len(setup.size), "available ring")?,
-            used: place(setup.used, Layout::used_len(setup.size), "used ring")?,
+        let format = Format::from_features(features);
+        let lens = Layout::area_lens(format, setup.size);
+        let areas = [
+            place(setup.desc, lens[0], "descriptor area")?,
+            place(setup.avail, lens[1], "driver area")?,
+            place(setup.used, lens[2], "device area")?,
+        ];
+        let parts = Memory::from_areas(format, areas);
+        let options = Options::from_features(features);
+        // SAFETY: the parts are inside regions that are mapped; no device of ours is on the ring: `running` was false.
+        let base = unsafe { found_base(parts, setup.size, options, setup.base) };
+        let base = base.map_err(|source| RingError::Ring { index, source })?;
+        // SAFETY: the parts are inside regions that are mapped, and stay so while whoever has the device holds `memory`; no
+        // other device of ours is on the ring: `running` was false.
+        let device = unsafe { Device::new(parts, setup.size, options, base) };
+        let device = device.map_err(|source| RingError::Ring { index, source })?;
+        if is_control {
+            ring.running = true;
+            self.control = Some(ControlRing::new(index, device, memory, call));
+            return Ok(());
+        }
+        let Some((pair, ring)) = self.pair_of(index) else {
+            return Ok(());
         };
         let value = pair.gate.close();
-        // SAFETY: the parts are inside regions that are mapped, and stay so while the pair holds `memory`; no other
-        // device of ours is on the ring: `running` was false.
-        let device = unsafe { Device::new(parts, setup.size, Options::from_features(features), setup.base) };
-        let device = match device {
-            Ok(device) => device,
-            Err(source) => {
-                pair.gate.open();
-                return Err(RingError::Ring { index, source });
-            }
-        };
         value.memory = memory;
         value.mergeable = features.contains(Features::NET_MRG_RXBUF);
-        *value.ring_mut(is_receive(index)) = Some(BackRing::new(device, call, ring.enabled));
+        let mut device = device;
+        device.set_vectors(vectors);
+        value.long = features.contains(Features::NET_HASH_REPORT);
+        value.offloads = Offloads {
+            takes: Marks::guest(takes),
+            asks: Marks::host(features),
+        };
+        (value.admits, value.hasher) = (admits, hasher);
+        let mut started = BackRing::new(device, call, ring.enabled && wanted_up);
+        if base != new_base(format) {
+            // Who was on the ring before may have ended between using buffers and saying so.
+            started.notify();
+        }
+        *value.ring_mut(is_receive(index)) = Some(started);
         ring.running = true;
         pair.gate.open();
         Ok(())
     }
 
-    /// Stops the device side of a ring: nothing touches it any more. The available index to go on from.
-    fn halt(&mut self, index: usize) -> Option<u16> {
+    /// Stops the device side of a ring: nothing touches it any more. The base to go on from.
+    fn halt(&mut self, index: usize) -> Option<u32> {
         let inner = Arc::clone(&self.inner);
+        if let Some(control) = self.control.take_if(|control| control.index == index) {
+            self.rings[index].running = false;
+            return Some(control.base());
+        }
         let (pair, ring) = self.pair_of(index)?;
         if !ring.running {
             return None;
@@ -418,18 +599,32 @@ impl Served {
     }
 
     fn enable(&mut self, index: usize, on: bool) {
-        if let Some((pair, ring)) = self.pair_of(index) {
+        let wanted_up = self.wanted_up;
+        if let Some(ring) = self.rings.get_mut(index) {
             ring.enabled = on;
+        }
+        if let Some((pair, _)) = self.pair_of(index) {
             if let Some(running) = pair.gate.close().ring_mut(is_receive(index)) {
-                running.enabled = on;
+                running.enabled = on && wanted_up;
             }
             pair.gate.open();
+        }
+    }
+
+    /// Enables what the front-end enabled, if the link is wanted up.
+    fn enable_all(&mut self) {
+        for index in 0..self.rings.len() {
+            self.enable(index, self.rings[index].enabled);
         }
     }
 
     /// A new kick fd: what the queue sleeps on, if it is the front-end's transmit ring.
     fn set_kick(&mut self, index: usize, kick: Option<OwnedFd>) -> Result<(), RingError> {
         let kick = kick.map(event_fd).transpose()?;
+        if self.is_control(index) {
+            self.rings[index].kick = kick;
+            return Ok(());
+        }
         let Some((pair, ring)) = self.pair_of(index) else {
             return Ok(());
         };
@@ -453,10 +648,17 @@ impl Served {
             .map(OwnedFd::try_clone)
             .transpose()
             .map_err(RingError::Call)?;
-        let Some((pair, ring)) = self.pair_of(index) else {
+        let Some(ring) = self.rings.get_mut(index) else {
             return Ok(());
         };
         ring.call = call;
+        if let Some(control) = self.control.as_mut().filter(|control| control.index == index) {
+            control.call = copy;
+            return Ok(());
+        }
+        let Some((pair, _)) = self.pair_of(index) else {
+            return Ok(());
+        };
         if let Some(running) = pair.gate.close().ring_mut(is_receive(index)) {
             running.call = copy;
         }
@@ -468,11 +670,13 @@ impl Served {
     fn update_link(&mut self) {
         let up = self
             .rings
-            .chunks(2)
+            .chunks_exact(2)
             .take_while(|pair| pair.iter().all(|ring| ring.running && ring.enabled))
             .count();
         let link = self.inner.link();
-        let queues = up as u16;
+        // A driver with a control queue says there how many it uses; all its rings are enabled.
+        let used = self.control.as_ref().map_or(u16::MAX, |_| self.net.active());
+        let queues = if self.wanted_up { used.min(up as u16) } else { 0 };
         if (link.queues, link.features) != (queues, self.features.bits()) {
             self.inner.set_link(queues, self.features.bits());
         }
@@ -490,6 +694,8 @@ impl Served {
             pair.gate.close().memory = Arc::default();
         }
         self.features = Features::empty();
+        self.channel = None;
+        self.reset_net();
         self.update_link();
     }
 }

@@ -1,5 +1,7 @@
 //! Front-end ports: our rings, over a vhost-user socket to a back-end.
 
+mod control;
+
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -7,17 +9,21 @@ use std::time::{Duration, Instant};
 use hugemem::Segment;
 use hugemem::guard::Registration;
 use rustix::event::{EventfdFlags, eventfd};
-use virtio_ring::split::{Driver, Layout, Options};
-use virtio_ring::{Features, Slot};
+use virtio_ring::any::{Driver, Layout};
+use virtio_ring::{Features, Options, Slot, packed};
 
+use self::control::Device;
 use super::plan::Plan;
+use super::wish::{NO_DEVICE, Wish};
 use super::{Inner, Port, watch};
 use crate::error::{Error, Tried};
+use crate::filter::Filter;
 use crate::gate::{self, ControlSide};
 use crate::memory::{MemorySource, Request};
+use crate::packet::Marks;
 use crate::pool::{self, Cache, Pool};
-use crate::queue::{FrontPair, NET_HEADER, Parts, RawQueue, RawRing, Side};
-use crate::spec::PortSpec;
+use crate::queue::{FrontPair, LONG_HEADER, NET_HEADER, Offloads, Parts, RawQueue, RawRing, Side};
+use crate::spec::{GUEST_OFFLOADS, HOST_OFFLOADS, PortSpec};
 use crate::vhost_user::{FrontendSession, Listener, Region, RingSetup};
 
 /// First and longest wait before a lost back-end is looked for again.
@@ -34,6 +40,14 @@ struct Control {
     pairs: Vec<Pair>,
     listener: Option<Listener>,
     session: Option<FrontendSession>,
+    /// Queue pairs that are used.
+    active: u16,
+    /// What the application lets in.
+    filter: Option<Box<Filter>>,
+    /// The back-end's network device.
+    device: Device,
+    /// Where the ring of its control queue goes.
+    control_place: (Layout, usize),
 }
 
 struct Pair {
@@ -49,7 +63,7 @@ pub(super) fn open(spec: PortSpec, memory: &mut dyn MemorySource) -> Result<Port
     // The socket first: it is what is wrong most often, and costs nothing to find out.
     let timeout = Duration::from_millis(spec.timeout_ms.into());
     let listener = if server {
-        Some(Listener::bind(&spec.path)?)
+        Some(Listener::bind_for(&spec.path, spec.access)?)
     } else {
         None
     };
@@ -89,6 +103,10 @@ pub(super) fn open(spec: PortSpec, memory: &mut dyn MemorySource) -> Result<Port
         listener,
         session: None,
         guard,
+        active: queues,
+        filter: None,
+        device: Device::default(),
+        control_place: (plan.control, plan.control_at),
     };
     for index in 0..usize::from(queues) {
         let parts = control.add_pair(index)?;
@@ -106,8 +124,43 @@ pub(super) fn open(spec: PortSpec, memory: &mut dyn MemorySource) -> Result<Port
     })
 }
 
+/// The features without those that need one that is not there (virtio 1.3, 5.1.3.1).
+fn consistent(mut features: Features) -> Features {
+    if !features.contains(Features::NET_CSUM) {
+        features.remove(HOST_OFFLOADS);
+    }
+    if !features.contains(Features::NET_GUEST_CSUM) {
+        features.remove(GUEST_OFFLOADS);
+    }
+    // Nobody could send a packet of 64 KiB to a port whose buffers are not merged.
+    if !features.contains(Features::NET_MRG_RXBUF) {
+        features.remove(GUEST_OFFLOADS.difference(Features::NET_GUEST_CSUM));
+    }
+    if !features.intersects(Features::NET_HOST_TSO4 | Features::NET_HOST_TSO6) {
+        features.remove(Features::NET_HOST_ECN);
+    }
+    if !features.intersects(Features::NET_GUEST_TSO4 | Features::NET_GUEST_TSO6) {
+        features.remove(Features::NET_GUEST_ECN);
+    }
+    features
+}
+
+/// A ring at an address of this process.
+fn setup<'a>(layout: Layout, at: u64, base: u32, [kick, call]: [BorrowedFd<'a>; 2]) -> RingSetup<'a> {
+    let [desc, avail, used] = layout.areas().map(|area| at + area as u64);
+    RingSetup {
+        num: layout.size(),
+        base,
+        desc,
+        avail,
+        used,
+        kick,
+        call,
+    }
+}
+
 /// The file to hand over.
-fn file_of(segment: &Segment) -> Result<BorrowedFd<'_>, Error> {
+pub(super) fn file_of(segment: &Segment) -> Result<BorrowedFd<'_>, Error> {
     let fd = segment.fd().ok_or(hugemem::Error::Slab)?;
     // SAFETY: the segment keeps its descriptor open while it lives, and is borrowed.
     Ok(unsafe { BorrowedFd::borrow_raw(fd) })
@@ -118,7 +171,7 @@ impl Control {
         let flags = EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC;
         let event = || eventfd(0, flags).tried("eventfd(2)");
         let (kicks, calls) = ([Arc::new(event()?), Arc::new(event()?)], [event()?, event()?]);
-        let raw = self.rings(index, &kicks, Options::default())?;
+        let raw = self.rings(index, &kicks, Options::default(), NET_HEADER)?;
         let (data, gate) = gate::pair(FrontPair::new(raw, Arc::clone(&self.segment), false));
         let epoll = self.inner.epoll_of(index)?;
         watch(&epoll, &calls[0])?;
@@ -133,14 +186,20 @@ impl Control {
     }
 
     /// The rings of a pair, in their initial state.
-    fn rings(&self, index: usize, kicks: &[Arc<OwnedFd>; 2], options: Options) -> Result<RawQueue, Error> {
+    fn rings(
+        &self,
+        index: usize,
+        kicks: &[Arc<OwnedFd>; 2],
+        options: Options,
+        header: usize,
+    ) -> Result<RawQueue, Error> {
         let ring = |which: usize| {
-            let size = self.layout.size;
+            let size = self.layout.size();
             let slots = vec![Slot::default(); usize::from(size)].into_boxed_slice();
             // SAFETY: the plan has room for all rings at the segment's beginning; the mapping's base is page-aligned.
             let memory = unsafe {
                 self.layout
-                    .place(self.segment.base().add((2 * index + which) * self.layout.len))
+                    .place(self.segment.base().add((2 * index + which) * self.layout.block_len()))
             };
             // SAFETY: the segment stays mapped while the pair lives (it holds an Arc); no other driver is on this ring:
             // one that was there before is replaced with the gate closed; no device is: the session is not up yet.
@@ -149,7 +208,7 @@ impl Control {
                 index: 2 * index + which,
                 source,
             })?;
-            Ok::<_, Error>(RawRing::new(driver, Arc::clone(&kicks[which]), NET_HEADER))
+            Ok::<_, Error>(RawRing::new(driver, Arc::clone(&kicks[which]), header))
         };
         Ok(RawQueue {
             rx: ring(0)?,
@@ -160,8 +219,12 @@ impl Control {
     /// Negotiates and starts all rings.
     fn bring_up(&mut self, mut session: FrontendSession) -> Result<(), Error> {
         let spec = &self.inner.spec;
-        let mut wanted = Features::VERSION_1;
+        let mut wanted = Features::VERSION_1 | Features::NET_MTU;
         wanted.set(Features::NET_MRG_RXBUF, spec.mergeable());
+        wanted |= spec.offloads();
+        // Without it a back-end serves the first pair alone (DPDK's does).
+        wanted.set(Features::NET_MQ, spec.queues > 1);
+        wanted.set(Features::RING_PACKED, spec.packed);
         wanted.set(Features::IN_ORDER, spec.in_order);
         wanted.set(Features::RING_EVENT_IDX, spec.event_idx);
         wanted.set(Features::RING_INDIRECT_DESC, spec.indirect);
@@ -175,6 +238,14 @@ impl Control {
                 advice: "legacy devices are not supported: use a back-end of virtio 1.0 or later",
             });
         }
+        if spec.packed && !offered.contains(Features::RING_PACKED) {
+            return Err(Error::Feature {
+                path: spec.path.clone(),
+                feature: "VIRTIO_F_RING_PACKED",
+                offered: offer.features,
+                advice: "leave packed_vq=1 out, and the port has split rings",
+            });
+        }
         if spec.queues > offer.queue_pairs {
             return Err(Error::TooManyQueues {
                 path: spec.path.clone(),
@@ -182,34 +253,46 @@ impl Control {
                 most: offer.queue_pairs,
             });
         }
-        let features = wanted & offered;
+        let (device, more) = Device::look(&mut session, offered, spec)?;
+        let features = consistent((wanted | more) & offered);
+        self.make_control(features, device)?;
+        let spec = &self.inner.spec;
         let options = Options::from_features(features);
         let mergeable = features.contains(Features::NET_MRG_RXBUF);
+        let header = match features.contains(Features::NET_HASH_REPORT) {
+            true => LONG_HEADER,
+            false => NET_HEADER,
+        };
+        let offloads = Offloads {
+            takes: Marks::host(features),
+            asks: Marks::guest(features),
+        };
 
         let mut rings = Vec::with_capacity(2 * self.pairs.len());
         for index in 0..self.pairs.len() {
-            let raw = self.rings(index, &self.pairs[index].kicks, options)?;
+            let raw = self.rings(index, &self.pairs[index].kicks, options, header)?;
             let pair = self.pairs[index].gate.close();
-            pair.replace(raw, mergeable);
+            pair.replace(raw, mergeable, offloads, header == LONG_HEADER);
             // Frames can come from the first moment on, whenever the application looks.
             pair.fill(&mut Cache::new(Arc::clone(&self.pool)), &self.inner.counters[index]);
         }
         // What the old rings held is for the application's threads, not for this one to keep.
         pool::flush_this_thread();
         let base = self.segment.base().as_ptr() as u64;
+        let start = match self.layout {
+            Layout::Split(_) => 0,
+            Layout::Packed(_) => packed::Base::START.encode(),
+        };
         for (index, pair) in self.pairs.iter().enumerate() {
             for which in 0..2 {
-                let at = base + ((2 * index + which) * self.layout.len) as u64;
-                rings.push(RingSetup {
-                    num: self.layout.size,
-                    base: 0,
-                    desc: at + self.layout.desc as u64,
-                    avail: at + self.layout.avail as u64,
-                    used: at + self.layout.used as u64,
-                    kick: pair.kicks[which].as_fd(),
-                    call: pair.calls[which].as_fd(),
-                });
+                let at = base + ((2 * index + which) * self.layout.block_len()) as u64;
+                let events = [pair.kicks[which].as_fd(), pair.calls[which].as_fd()];
+                rings.push(((2 * index + which) as u32, setup(self.layout, at, start, events)));
             }
+        }
+        if let Some(ring) = self.control_ring() {
+            let (layout, at) = self.control_place;
+            rings.push((self.device.index, setup(layout, base + at as u64, start, ring.events())));
         }
         let region = Region {
             guest_addr: base,
@@ -218,12 +301,22 @@ impl Control {
             offset: 0,
             fd: file_of(&self.segment)?,
         };
-        session.start(features.bits(), &[region], &rings)?;
+        session.start_rings(features.bits(), &[region], &rings)?;
+        session.open_channel()?;
+        if features.contains(Features::NET_MTU) {
+            session.set_mtu(spec.mtu)?;
+        }
+        let pairs = self.pairs.len() as u16;
+        if self.control_ring().is_none() && self.active < pairs && !session.enable(self.active, pairs)? {
+            self.active = pairs;
+        }
+        self.introduce(&session)?;
         for pair in &mut self.pairs {
             pair.gate.open();
         }
+        self.show_link();
+        self.announce_if_asked(&session)?;
         self.session = Some(session);
-        self.inner.set_link(self.pairs.len() as u16, features.bits());
         Ok(())
     }
 
@@ -241,11 +334,13 @@ impl Control {
         let mut retry = RETRY[0];
         let mut next_try = Instant::now();
         while !self.inner.stopped() {
+            self.grant_wishes();
             if let Some(session) = &self.session {
                 // The guard tells nobody: look at it now and then.
                 let look = Instant::now() + Duration::from_secs(1);
+                let deadline = self.guard.is_some().then_some(look);
                 self.inner
-                    .sleep(Some(session.as_fd()), self.guard.is_some().then_some(look));
+                    .sleep_on([Some(session.as_fd()), session.channel()], deadline);
                 if self.inner.stopped() {
                     break;
                 }
@@ -255,8 +350,7 @@ impl Control {
                     self.inner.wait_for_stop();
                     break;
                 }
-                let lost = self.session.as_mut().and_then(|session| session.service().err());
-                if let Some(error) = lost {
+                if let Err(error) = self.service() {
                     tracing::warn!(path = %self.inner.spec.path.display(), "link down: {error}");
                     self.take_down();
                     retry = RETRY[0];
@@ -290,7 +384,20 @@ impl Control {
             }
             next_try = Instant::now() + retry;
         }
+        self.inner.wishes.close();
         self.stop();
+    }
+
+    /// Notices that the back-end is gone, or wants something.
+    fn service(&mut self) -> Result<(), Error> {
+        let Some(session) = &mut self.session else {
+            return Ok(());
+        };
+        session.service()?;
+        if session.requests()? {
+            self.config_changed()?;
+        }
+        Ok(())
     }
 
     /// Connects, or accepts.
@@ -301,6 +408,75 @@ impl Control {
                 .accept()?
                 .map(|stream| FrontendSession::new(stream, &self.inner.spec.path, timeout))),
             None => Ok(Some(FrontendSession::connect(&self.inner.spec.path, timeout)?)),
+        }
+    }
+
+    fn grant_wishes(&mut self) {
+        while let Some((wish, answer)) = self.inner.wishes.next() {
+            let granted = self.grant(wish);
+            if let Err(Error::VhostUser(error)) = &granted {
+                tracing::warn!(path = %self.inner.spec.path.display(), "link down: {error}");
+                self.take_down();
+            }
+            // Who does not wait any more has his wish all the same.
+            let _ = answer.send(granted);
+        }
+    }
+
+    fn grant(&mut self, wish: Wish) -> Result<(), Error> {
+        match wish {
+            Wish::Filter(filter) => {
+                let session = self.session.take();
+                let result = self.use_filter(session.as_ref(), filter);
+                self.session = session;
+                result
+            }
+            Wish::Queues(count) => {
+                let pairs = self.pairs.len() as u16;
+                if let Some(mut session) = self.session.take() {
+                    let granted = match self.use_pairs(&session, count) {
+                        Ok(None) => session.enable(count, pairs).map_err(Error::from),
+                        granted => granted.map(|granted| granted == Some(true)),
+                    };
+                    self.session = Some(session);
+                    if !granted? {
+                        return Err(Error::NotGranted {
+                            why: "the back-end cannot use some of its queue pairs only",
+                        });
+                    }
+                    self.active = count;
+                    self.show_link();
+                } else {
+                    self.active = count;
+                }
+                Ok(())
+            }
+            Wish::Link(_) => Err(Error::NotGranted {
+                why: "the back-end decides about the link of a virtio-user port",
+            }),
+            Wish::Vf(_) => Err(NO_DEVICE),
+            Wish::Announce => {
+                let session = self.session.as_mut().ok_or(Error::NotGranted {
+                    why: "the link is down",
+                })?;
+                match session.announce(self.inner.mac())? {
+                    true => Ok(()),
+                    false => Err(Error::NotGranted {
+                        why: "the back-end does not offer VHOST_USER_PROTOCOL_F_RARP",
+                    }),
+                }
+            }
+        }
+    }
+
+    /// Sends on the queue pairs that are enabled and on no other; with the link down, on none.
+    fn use_active(&mut self, up: bool) {
+        for (index, pair) in self.pairs.iter_mut().enumerate() {
+            let was_open = pair.gate.is_open();
+            pair.gate.close().set_up(up && index < usize::from(self.active));
+            if was_open {
+                pair.gate.open();
+            }
         }
     }
 

@@ -6,8 +6,14 @@
 
 mod back;
 mod front;
+mod lent;
 mod plan;
+mod vf;
+mod wish;
 
+#[cfg(test)]
+pub(crate) use back::vectors;
+pub use lent::{LentMemory, LentPair, LentPort, LentRegion};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -16,11 +22,65 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, epoll, eventfd};
 
+use crate::cpu;
 use crate::error::{Error, Tried};
 use crate::memory::MemorySource;
+use crate::offload::Steering;
 use crate::queue::{Parts, Queue};
 use crate::spec::{Kind, PortSpec};
-use crate::stats::{Counters, Stats};
+use crate::stats::{Counters, DeviceStats, Stats};
+use crate::vf::Hardware;
+use crate::vfio::Host;
+
+/// Checks where queues are to be polled, and has the memory come from there if nothing else was said.
+fn place(host: &Host, spec: &mut PortSpec) -> Result<(), Error> {
+    if spec.cpus.is_empty() {
+        return Ok(());
+    }
+    let allowed = cpu::allowed(host);
+    // The list is that of the main thread, which may be pinned already.
+    let possible = |cpu: u32| allowed.contains(&cpu) || cpu::reachable(cpu);
+    if let Some(&cpu) = spec.cpus.iter().find(|cpu| !possible(**cpu)) {
+        let allowed = cpu::format_list(&allowed);
+        return Err(Error::Cpu { cpu, allowed });
+    }
+    let mut nodes: Vec<u32> = spec.cpus.iter().filter_map(|cpu| cpu::node(host, *cpu)).collect();
+    nodes.sort_unstable();
+    nodes.dedup();
+    match (spec.numa, &nodes[..]) {
+        (_, []) => {}
+        (Some(node), near) if near == [node] => {}
+        // One node: nothing to choose, and mbind(2) need not be allowed.
+        (None, [_])
+            if host
+                .names("sys/devices/system/node")
+                .iter()
+                .filter(|n| is_node(n))
+                .count()
+                < 2 => {}
+        (None, [node]) => spec.numa = Some(*node),
+        (wanted, near) => tracing::warn!(
+            path = %spec.path.display(),
+            "the CPUs of cpus= are on NUMA nodes {near:?}, the memory is on {}",
+            wanted.map_or("any".to_owned(), |node| format!("node {node}"))
+        ),
+    }
+    Ok(())
+}
+
+fn is_node(name: &str) -> bool {
+    name.strip_prefix("node")
+        .is_some_and(|number| number.parse::<u32>().is_ok())
+}
+
+/// Bytes of the memory that a port of this spec asks for.
+pub(crate) fn segment_len(spec: &PortSpec) -> Result<usize, Error> {
+    match spec.kind {
+        Kind::VirtioUser => Ok(plan::Plan::new(spec)?.len),
+        Kind::Vhost => Ok(back::segment_len(spec)),
+        Kind::Vf => vf::segment_len(spec),
+    }
+}
 
 /// A network port that this process drives itself.
 ///
@@ -50,7 +110,7 @@ pub struct Port {
 /// What the control thread and the port's handle share.
 pub(crate) struct Inner {
     pub(crate) spec: PortSpec,
-    pub(crate) mac: [u8; 6],
+    mac: Mutex<[u8; 6]>,
     pub(crate) counters: Vec<Arc<Counters>>,
     shelf: Arc<Shelf>,
     /// Wakes the control thread.
@@ -60,7 +120,16 @@ pub(crate) struct Inner {
     queues_up: AtomicU64,
     features: AtomicU64,
     mtu: AtomicU64,
+    speed: AtomicU64,
+    /// What the device of a `vf` port counted, as it was read last.
+    device: Mutex<DeviceStats>,
     changed: (Mutex<u64>, Condvar),
+    wishes: wish::Wishes,
+    /// Addresses that the front-end announced.
+    announced: Mutex<Vec<[u8; 6]>>,
+    /// How the front-end wants frames spread over its queues, and whether it does.
+    steering: Mutex<Option<Arc<Steering>>>,
+    steered: AtomicBool,
     /// One for every queue, a member of its epoll instance: written when the link changes.
     link_events: Vec<OwnedFd>,
 }
@@ -75,14 +144,15 @@ pub struct Link {
     pub up: bool,
     /// Queue pairs that are running.
     pub queues: u16,
-    /// Link speed in Mb/s, 0 if unknown.
+    /// Link speed in Mb/s, as the spec says or else the back-end; 0 if unknown.
     pub speed: u32,
     /// The virtio features that were negotiated.
     pub features: u64,
 }
 
 impl Port {
-    /// Opens a port from a spec (see [`spec`](crate::spec) for the keys).
+    /// Opens a port from a spec (see [`spec`](crate::spec) for the keys). `"auto"` opens the one that an orchestrator
+    /// gave this container (see [`auto`](crate::auto)).
     ///
     /// A front-end connects, negotiates and starts its rings before this returns; with `server=1`, and for `vhost`
     /// ports, the socket is listening when this returns, and the link comes up when somebody connects
@@ -107,11 +177,22 @@ impl Port {
     ///
     /// # Errors
     /// See [`Error`]. Nothing is left half set up.
-    pub fn open_with(spec: PortSpec, memory: &mut dyn MemorySource) -> Result<Self, Error> {
+    pub fn open_with(mut spec: PortSpec, memory: &mut dyn MemorySource) -> Result<Self, Error> {
+        place(&Host::default(), &mut spec)?;
         match spec.kind {
             Kind::VirtioUser => front::open(spec, memory),
             Kind::Vhost => back::open(spec),
+            Kind::Vf => vf::open(spec, memory),
         }
+    }
+
+    /// Opens a `vf` port on a virtual function that is reached in a way of its own: a model's, for tests. What the spec says
+    /// about finding and opening one is not looked at.
+    ///
+    /// # Errors
+    /// See [`Error`]. Nothing is left half set up.
+    pub fn open_vf(spec: PortSpec, hardware: Box<dyn Hardware>, memory: &mut dyn MemorySource) -> Result<Self, Error> {
+        vf::open_on(spec, hardware, memory)
     }
 
     /// Takes a queue pair. It is back on the shelf when the handle is dropped.
@@ -126,6 +207,12 @@ impl Port {
             .ok_or(Error::NoSuchQueue { index, count })?;
         let parts = place.take().ok_or(Error::QueueTaken { index })?;
         Ok(Queue::new(parts, Arc::downgrade(&self.inner.shelf)))
+    }
+
+    /// The CPU that the thread of a queue is to run on, by `cpus=`. Nobody is moved there: see
+    /// [`cpu::pin`](crate::cpu::pin).
+    pub fn cpu(&self, queue: u16) -> Option<u32> {
+        self.inner.spec.cpus.get(usize::from(queue)).copied()
     }
 
     /// Queue pairs of the port, running or not.
@@ -158,7 +245,7 @@ impl Port {
 
     /// The port's address.
     pub fn mac(&self) -> [u8; 6] {
-        self.inner.mac
+        self.inner.mac()
     }
 
     /// The largest packet, in bytes, without its Ethernet header.
@@ -169,6 +256,17 @@ impl Port {
     /// The spec that the port was opened with.
     pub fn spec(&self) -> &PortSpec {
         &self.inner.spec
+    }
+
+    /// How the front-end of a `vhost` port wants the frames that are sent to it spread over the queues, if it set up
+    /// receive-side scaling (virtio 1.3, 5.1.6.5.7): a frame belongs on the queue [`Steering::pair`]. One load where it
+    /// did not. To be asked again for each burst: the front-end may change it at any moment.
+    #[inline]
+    pub fn steering(&self) -> Option<Arc<Steering>> {
+        if !self.inner.steered.load(Ordering::Acquire) {
+            return None;
+        }
+        lock(&self.inner.steering).clone()
     }
 
     /// What the port has done: the sum over its queues.
@@ -218,7 +316,7 @@ impl Inner {
             .collect::<Result<_, _>>()
             .tried("eventfd(2)")?;
         Ok(Inner {
-            mac,
+            mac: Mutex::new(mac),
             counters: (0..queues).map(|_| Arc::default()).collect(),
             shelf: Arc::new(Shelf(Mutex::new((0..queues).map(|_| None).collect()))),
             wake: eventfd(0, flags).tried("eventfd(2)")?,
@@ -227,7 +325,13 @@ impl Inner {
             queues_up: AtomicU64::new(0),
             features: AtomicU64::new(0),
             mtu: AtomicU64::new(spec.mtu.into()),
+            speed: AtomicU64::new(spec.speed.into()),
+            device: Mutex::default(),
             changed: (Mutex::new(0), Condvar::new()),
+            wishes: wish::Wishes::new(),
+            announced: Mutex::default(),
+            steering: Mutex::default(),
+            steered: AtomicBool::new(false),
             link_events,
             spec,
         })
@@ -242,7 +346,7 @@ impl Inner {
             } else {
                 0
             },
-            speed: self.spec.speed,
+            speed: self.speed.load(Ordering::Relaxed) as u32,
             features: self.features.load(Ordering::Relaxed),
         }
     }
@@ -259,6 +363,27 @@ impl Inner {
         }
     }
 
+    /// Says how the front-end wants frames spread.
+    pub(crate) fn set_steering(&self, steering: Option<Arc<Steering>>) {
+        let on = steering.is_some();
+        *lock(&self.steering) = steering;
+        self.steered.store(on, Ordering::Release);
+    }
+
+    /// Says which speed the other side tells; 0: none.
+    fn set_speed(&self, told: u32) {
+        let speed = if self.spec.speed == 0 { told } else { self.spec.speed };
+        self.speed.store(speed.into(), Ordering::Relaxed);
+    }
+
+    pub(crate) fn mac(&self) -> [u8; 6] {
+        *lock(&self.mac)
+    }
+
+    fn set_mac(&self, mac: [u8; 6]) {
+        *lock(&self.mac) = mac;
+    }
+
     pub(crate) fn set_mtu(&self, mtu: u16) {
         self.mtu.store(mtu.into(), Ordering::Relaxed);
     }
@@ -273,6 +398,7 @@ impl Inner {
 
     /// Nothing is left to do for a port but to be closed.
     fn wait_for_stop(&self) {
+        self.wishes.close();
         while !self.stopped() {
             self.sleep(None, None);
         }
@@ -280,12 +406,28 @@ impl Inner {
 
     /// The control thread's sleep: until `fd` is readable, the port is to stop, or the deadline has come.
     fn sleep(&self, fd: Option<BorrowedFd<'_>>, deadline: Option<Instant>) {
+        self.sleep_on([fd, None], deadline);
+    }
+
+    /// The same, with two that may become readable.
+    fn sleep_on(&self, [a, b]: [Option<BorrowedFd<'_>>; 2], deadline: Option<Instant>) {
         let wake = self.wake.as_fd();
-        let mut fds = [wake, fd.unwrap_or(wake)].map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
+        let fds = [wake, a.unwrap_or(wake), b.unwrap_or(wake)];
+        let mut fds = fds.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
         let timeout = deadline.map(|d| d.saturating_duration_since(Instant::now()));
         let timeout = timeout.and_then(|t| Timespec::try_from(t).ok());
         // An error or an interruption is a sleep that was short.
         let _ = rustix::event::poll(&mut fds, timeout.as_ref());
+        // Whoever woke this thread set a flag, or sent a wish, before.
+        let _ = rustix::io::read(&self.wake, &mut [0u8; 8]);
+    }
+
+    /// Keeps an address that the front-end announced, unless nobody takes them.
+    fn announced(&self, address: [u8; 6]) {
+        let mut announced = lock(&self.announced);
+        if announced.len() < Port::ANNOUNCEMENTS && !announced.contains(&address) {
+            announced.push(address);
+        }
     }
 
     /// The epoll instance of queue `index`, with the link's event in it.
@@ -333,4 +475,42 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 fn random_mac() -> [u8; 6] {
     let [a, b, c, d, e, f, ..] = crate::random_u64().to_ne_bytes();
     [a & 0xFC | 0x02, b, c, d, e, f]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn queues_are_polled_where_the_process_may_run_and_memory_is_near() {
+        let root = tempfile::tempdir().unwrap();
+        let write = |path: &str, text: &str| {
+            let path = root.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        };
+        write("proc/self/status", "Cpus_allowed_list:\t2-3,200\n");
+        let host = Host::new(root.path(), crate::vfio::Kernel);
+        let placed = |text: &str| {
+            let mut spec: PortSpec = text.parse().unwrap();
+            place(&host, &mut spec).map(|()| spec.numa)
+        };
+        let error = placed("virtio-user,path=/s,queues=2,cpus=3+8191")
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("CPU 8191 is not among") && error.contains("2-3,200"),
+            "{error}"
+        );
+        assert_eq!(placed("virtio-user,path=/s,cpus=200").unwrap(), None);
+        for (cpu, node) in [(2, 0), (3, 0), (200, 1)] {
+            write(&format!("sys/devices/system/cpu/cpu{cpu}/node{node}/x"), "");
+        }
+        write("sys/devices/system/node/node0/x", "");
+        assert_eq!(placed("virtio-user,path=/s,cpus=2").unwrap(), None, "there is one node");
+        write("sys/devices/system/node/node1/x", "");
+        assert_eq!(placed("virtio-user,path=/s,cpus=200").unwrap(), Some(1));
+        assert_eq!(placed("virtio-user,path=/s,cpus=200,numa=0").unwrap(), Some(0));
+        assert_eq!(placed("virtio-user,path=/s,queues=2,cpus=2+200").unwrap(), None);
+    }
 }

@@ -1,6 +1,6 @@
 //! What a front-end's segment holds: the rings first, then the packet buffers.
 
-use virtio_ring::split::Layout;
+use virtio_ring::any::{Format, Layout};
 
 use crate::error::Error;
 use crate::pool::{BULK, Pool};
@@ -11,6 +11,10 @@ use crate::spec::PortSpec;
 pub(super) struct Plan {
     /// Of each ring.
     pub(super) layout: Layout,
+    /// Of the control queue's ring.
+    pub(super) control: Layout,
+    /// Where that is; its commands are behind it.
+    pub(super) control_at: usize,
     /// Where the buffers begin.
     pub(super) buffers_at: usize,
     /// Bytes to ask for.
@@ -19,17 +23,27 @@ pub(super) struct Plan {
     fixed: Option<u32>,
 }
 
+/// Descriptors of the control queue's ring: one command at a time.
+const CONTROL: u16 = 16;
+
+/// Bytes for a command and its answer.
+pub(super) const COMMAND: usize = 2048;
+
 /// Buffers that a pair of rings of `size` needs: both rings full, a burst in hand, and what lies in caches.
-fn buffers_of_pair(size: u16) -> usize {
+pub(super) fn buffers_of_pair(size: u16) -> usize {
     2 * usize::from(size) + 6 * BULK
 }
 
 impl Plan {
     pub(super) fn new(spec: &PortSpec) -> Result<Self, Error> {
-        let layout = Layout::new(spec.queue_size).map_err(|source| Error::Ring { index: 0, source })?;
+        let format = if spec.packed { Format::Packed } else { Format::Split };
+        let layout = Layout::new(format, spec.queue_size).map_err(|source| Error::Ring { index: 0, source })?;
         let rings = 2 * usize::from(spec.queues);
         let stride = Pool::stride(spec.buffer_size);
-        let buffers_at = (rings * layout.len).next_multiple_of(stride.next_power_of_two().min(4096));
+        let control = Layout::new(format, CONTROL).map_err(|source| Error::Ring { index: 0, source })?;
+        let control_at = (rings * layout.block_len()).next_multiple_of(Layout::ALIGN);
+        let buffers_at =
+            (control_at + control.block_len() + COMMAND).next_multiple_of(stride.next_power_of_two().min(4096));
         let need = usize::from(spec.queues) * buffers_of_pair(spec.queue_size);
         let count = spec.buffers.map_or(need, |n| n as usize);
         let len = match spec.mem {
@@ -55,6 +69,8 @@ impl Plan {
         };
         Ok(Plan {
             layout,
+            control,
+            control_at,
             buffers_at,
             len,
             stride,

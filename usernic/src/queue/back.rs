@@ -7,12 +7,15 @@ use std::os::fd::OwnedFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use virtio_ring::split::{Device, Verdict};
-use virtio_ring::{Chain, Head, Part};
+use virtio_ring::any::Device;
+use virtio_ring::{Chain, Direction, Head, Part, Popped, Single, Verdict};
 
-use super::raw::NET_HEADER;
+use super::front::Offloads;
+use super::raw::{LONG_HEADER as LONG, NET_HEADER};
 use crate::copy::{copy, prefetch, prefetch_write};
-use crate::packet::{Burst, Packet};
+use crate::filter::Filter;
+use crate::offload::Hasher;
+use crate::packet::{Burst, Handled, Marks, Packet, asked, emit_header, handle};
 use crate::pool::{self, Cache, Meta};
 use crate::regions::Regions;
 use crate::stats::Counters;
@@ -20,11 +23,16 @@ use crate::stats::Counters;
 /// Segments of one chain at the most; and chains of one frame.
 const MAX_PARTS: usize = 256;
 
-/// The longest frame that is taken from a front-end: the largest that virtio knows, a GSO packet of 64 KiB.
-const MAX_FRAME: usize = 65_550;
+/// The longest frame that is taken from a front-end: the longest IP packet, to be cut, behind an Ethernet header with two
+/// VLAN tags.
+const MAX_FRAME: usize = 65_535 + 22;
 
 /// The header of a frame in one buffer: `num_buffers` 1, all else 0 (virtio 1.3, 5.1.6.4.1).
-const PLAIN: [u8; NET_HEADER] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0];
+const fn plain<const HEADER: usize>() -> [u8; HEADER] {
+    let mut header = [0; HEADER];
+    header[NET_HEADER - 2] = 1;
+    header
+}
 
 /// One ring, as the front-end set it up.
 pub(crate) struct BackRing {
@@ -42,14 +50,26 @@ pub(crate) struct BackPair {
     pub(crate) tx: Option<BackRing>,
     pub(crate) memory: Arc<Regions>,
     pub(crate) mergeable: bool,
+    /// What the front-end takes of packets that are sent to it, and what its own may ask for.
+    pub(crate) offloads: Offloads,
+    /// HASH_REPORT was negotiated: headers are longer.
+    pub(crate) long: bool,
+    /// What hashes to report to the front-end, if it said so.
+    pub(crate) hasher: Option<Arc<Hasher>>,
+    /// Which frames the front-end lets in; `None`: all.
+    pub(crate) admits: Option<Box<Filter>>,
+    filter: Option<Box<Filter>>,
+    /// What a packet was cut into, as far as there was no room for it yet.
+    cut: Burst,
     chain: Chain<Box<[Part]>>,
+    singles: [Single; STAGE],
     /// Of rings that are gone.
     past_anomalies: u64,
     past_calls: u64,
 }
 
 // SAFETY: the rings' memory is reached through this pair alone on our side, by the side of the gate that has it; the
-// parts in `chain` are leftovers that are never read before they are written again.
+// parts in `chain` and `singles` are leftovers that are never read before they are written again.
 unsafe impl Send for BackPair {}
 
 impl BackRing {
@@ -71,9 +91,10 @@ impl BackRing {
         }
     }
 
+    /// Signals the front-end.
     #[cold]
     #[inline(never)]
-    fn notify(&mut self) {
+    pub(crate) fn notify(&mut self) {
         if let Some(call) = &self.call {
             self.calls += 1;
             // Does not block: the descriptor was made so when it came. A full counter is a call to see anyway.
@@ -129,18 +150,56 @@ impl BackPair {
             tx: None,
             memory: Arc::new(Regions::default()),
             mergeable: false,
+            offloads: Offloads::NONE,
+            long: false,
+            hasher: None,
+            admits: None,
+            filter: None,
+            cut: Burst::empty(),
             chain: Chain::new(parts),
+            singles: [Single::default(); STAGE],
             past_anomalies: 0,
             past_calls: 0,
         }
     }
 
+    /// Which frames to receive; `None`: all.
+    pub(crate) fn set_filter(&mut self, filter: Option<Box<Filter>>) {
+        self.filter = filter;
+    }
+
     #[inline]
     pub(crate) fn rx(&mut self, cache: &mut Cache, burst: &mut Burst, counters: &Counters) -> usize {
+        // Once a burst, so that a front-end that may ask for nothing pays for no look at its headers.
+        if self.offloads.asks == Marks::NONE && self.filter.is_none() && self.cut.is_empty() && !self.long {
+            return self.receive::<false, NET_HEADER>(cache, burst, counters);
+        }
+        self.flush(cache, counters);
+        if self.long {
+            return self.receive_long(cache, burst, counters);
+        }
+        self.receive::<true, NET_HEADER>(cache, burst, counters)
+    }
+
+    #[inline(never)]
+    fn receive_long(&mut self, cache: &mut Cache, burst: &mut Burst, counters: &Counters) -> usize {
+        self.receive::<true, LONG>(cache, burst, counters)
+    }
+
+    #[inline(always)]
+    fn receive<const OFFLOADS: bool, const HEADER: usize>(
+        &mut self,
+        cache: &mut Cache,
+        burst: &mut Burst,
+        counters: &Counters,
+    ) -> usize {
         let BackPair {
             rx: Some(ring),
             memory,
             chain,
+            singles,
+            offloads: Offloads { asks, .. },
+            filter,
             ..
         } = self
         else {
@@ -152,7 +211,7 @@ impl BackPair {
         let start = burst.len();
         // A frame takes at least a buffer.
         let room = burst.room().min(STAGE);
-        let room = room.min(cache.reserve(room));
+        let mut room = room.min(cache.reserve(room));
         if room == 0 {
             if burst.room() > 0 {
                 counters.rx_no_buffer.add(1);
@@ -160,42 +219,69 @@ impl BackPair {
             return 0;
         }
         let limit = cache.pool().room() as usize;
-        let mut bytes = 0u64;
-        let mut errors = 0u64;
-        let mut full = false;
-        // First all descriptors, then the bytes: these are on their way meanwhile. The frames are given back (and their
-        // memory may be reused) by `publish`, after the copies.
-        let mut stage = Stage::new();
-        let _ = ring
-            .device
-            .pop_each(&**memory, chain, room, |popped| match popped.readable {
-                [only] if (only.len as usize).wrapping_sub(NET_HEADER + 1) < limit => {
-                    let ptr = only.ptr.as_ptr().wrapping_add(NET_HEADER);
-                    prefetch(ptr);
-                    stage.push(ptr, only.len as usize - NET_HEADER);
-                    Verdict::Done(0)
-                }
-                parts => {
-                    // Frames stay in order: what is staged goes first.
-                    bytes += stage.receive(cache, burst);
-                    match gather(parts, cache, room - (burst.len() - start)) {
-                        Ok(Some(packet)) => {
-                            bytes += packet.len() as u64;
-                            // SAFETY: at most `room` chains are popped, a packet each.
-                            unsafe { burst.push_unchecked(packet) };
-                        }
-                        Ok(None) => errors += 1,
-                        Err(NoBuffers) => {
-                            full = true;
-                            return Verdict::Stop;
-                        }
+        let asks = if OFFLOADS { *asks } else { Marks::NONE };
+        let (mut bytes, mut errors, mut full) = (0u64, 0u64, false);
+        // Not more turns than frames: a front-end that makes bad ones as fast as they are thrown away is left alone.
+        let turns = room;
+        for _ in 0..turns {
+            let left = room - (burst.len() - start);
+            let stage = &mut singles[..left];
+            let n = ring.device.peek_singles(&**memory, Direction::Readable, stage);
+            // First all descriptors, then the bytes: these are on their way meanwhile. The frames are given back (and
+            // their memory may be reused) by `publish`, after the copies.
+            let fit = stage[..n]
+                .iter()
+                .take_while(|frame| (frame.len as usize).wrapping_sub(HEADER + 1) < limit)
+                .map(|frame| prefetch(frame.ptr.as_ptr().wrapping_add(HEADER)))
+                .count();
+            let before = burst.len();
+            bytes += receive::<HEADER>(&stage[..fit], cache, burst);
+            if asks != Marks::NONE {
+                let dropped = look_at(&stage[..fit], asks, burst, before, &mut bytes);
+                errors += dropped;
+                // Their buffers were among those that are reserved.
+                room -= dropped as usize;
+            }
+            ring.device.use_read(&stage[..fit]);
+            if fit == left {
+                break;
+            }
+            // Either there is no more, or it is no simple frame. Frames stay in order: one of these at a time.
+            if !ring.device.has_available() {
+                break;
+            }
+            let popped = ring.device.pop_each(&**memory, chain, 1, |popped| {
+                match gather(&popped, cache, room - (burst.len() - start), asks, HEADER) {
+                    Ok(Some(packet)) => {
+                        bytes += packet.len() as u64;
+                        // SAFETY: at most `room` chains are popped, a packet each.
+                        unsafe { burst.push_unchecked(packet) };
                     }
-                    Verdict::Done(0)
+                    Ok(None) => errors += 1,
+                    Err(NoBuffers) => {
+                        full = true;
+                        return Verdict::Stop;
+                    }
                 }
+                Verdict::Done(0)
             });
-        bytes += stage.receive(cache, burst);
+            if popped != Ok(1) || burst.len() - start == room {
+                break;
+            }
+        }
+        let taken = burst.len() - start;
+        if OFFLOADS && filter.is_some() {
+            burst.rewrite(start, |packet| {
+                if super::passes(filter, &packet) {
+                    return Some(packet);
+                }
+                bytes -= packet.len() as u64;
+                None
+            });
+            counters.rx_filtered.add((taken + start - burst.len()) as u64);
+        }
         let n = burst.len() - start;
-        if n > 0 || errors > 0 {
+        if taken > 0 || errors > 0 {
             ring.publish();
             counters.rx_packets.add(n as u64);
             counters.rx_bytes.add(bytes);
@@ -211,72 +297,160 @@ impl BackPair {
 
     #[inline]
     pub(crate) fn tx(&mut self, cache: &mut Cache, burst: &mut Burst, counters: &Counters) -> usize {
+        if !asked() && self.admits.is_none() && !self.long {
+            return self.send::<false, NET_HEADER>(cache, burst, counters).0;
+        }
+        let mut sent = 0;
+        if !self.flush(cache, counters) {
+            return sent;
+        }
+        sent += self.admit(burst, counters);
+        loop {
+            let (n, beyond) = match self.long {
+                true => self.send_long(cache, burst, counters),
+                false => self.send::<true, NET_HEADER>(cache, burst, counters),
+            };
+            sent += n;
+            if !beyond {
+                return sent;
+            }
+            match handle(&mut burst[0], cache, &mut self.cut) {
+                Handled::Ready => {}
+                Handled::NoBuffers => return sent,
+                Handled::Never => {
+                    counters.tx_errors.add(1);
+                    burst.remove(0);
+                }
+                Handled::Cut => {
+                    sent += 1;
+                    burst.remove(0);
+                    if !self.flush(cache, counters) {
+                        return sent;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Drops what the front-end does not let in; how many.
+    #[inline(never)]
+    fn admit(&mut self, burst: &mut Burst, counters: &Counters) -> usize {
+        let before = burst.len();
+        if self.admits.is_some() && self.tx.is_some() {
+            burst.rewrite(0, |packet| super::passes(&self.admits, &packet).then_some(packet));
+            counters.tx_filtered.add((before - burst.len()) as u64);
+        }
+        before - burst.len()
+    }
+
+    #[inline(never)]
+    fn send_long(&mut self, cache: &mut Cache, burst: &mut Burst, counters: &Counters) -> (usize, bool) {
+        self.send::<true, LONG>(cache, burst, counters)
+    }
+
+    /// Sends what packets were cut into; whether nothing of that is left.
+    #[inline(never)]
+    fn flush(&mut self, cache: &mut Cache, counters: &Counters) -> bool {
+        if !self.cut.is_empty() {
+            let mut cut = std::mem::replace(&mut self.cut, Burst::empty());
+            match self.long {
+                true => self.send_long(cache, &mut cut, counters),
+                false => self.send::<false, NET_HEADER>(cache, &mut cut, counters),
+            };
+            self.cut = cut;
+        }
+        self.cut.is_empty()
+    }
+
+    /// Of what was sent, packets that are still here: what was cut and did not fit yet.
+    pub(crate) fn unsent(&mut self, cache: &mut Cache, counters: &Counters) -> usize {
+        self.flush(cache, counters);
+        if self.tx.is_some() { self.cut.len() } else { 0 }
+    }
+
+    /// Sends what it can; how many packets, and whether the next one asks for what the front-end does not take.
+    #[inline(always)]
+    fn send<const OFFLOADS: bool, const HEADER: usize>(
+        &mut self,
+        cache: &mut Cache,
+        burst: &mut Burst,
+        counters: &Counters,
+    ) -> (usize, bool) {
         let BackPair {
             tx: Some(ring),
             memory,
             chain,
+            singles,
             mergeable,
+            offloads: Offloads { takes, .. },
+            hasher,
             ..
         } = self
         else {
-            return 0;
+            return (0, false);
         };
+        let hasher = hasher.as_deref();
         if !ring.enabled {
-            return 0;
+            return (0, false);
         }
+        let mut beyond = false;
         let mut at = 0;
-        let mut bytes = 0u64;
-        let mut dropped = 0u64;
+        let (mut bytes, mut dropped) = (0u64, 0u64);
         while at < burst.len() {
             let rest = &burst[at..];
             let rest = &rest[..rest.len().min(STAGE)];
-            let mut stopped = false;
+            let stage = &mut singles[..rest.len()];
+            let n = ring.device.peek_singles(&**memory, Direction::Writable, stage);
             // First all descriptors, then the bytes: the lines that are written are on their way meanwhile.
-            let mut stage = Stage::new();
-            let _ = ring.device.pop_each(&**memory, chain, rest.len(), |popped| {
-                if popped.fault.is_some() {
-                    return Verdict::Done(0);
-                }
-                let Some(packet) = rest.get(stage.count) else {
-                    return Verdict::Stop;
-                };
-                let meta = packet.meta();
-                let total = meta.len as usize + NET_HEADER;
-                match popped.writable {
-                    [only] if meta.next.is_none() && only.len as usize >= total => {
-                        let ptr = only.ptr.as_ptr();
-                        prefetch_write(ptr);
-                        prefetch_write(ptr.wrapping_add(NET_HEADER));
-                        stage.push(ptr, meta.len as usize);
-                        Verdict::Done(total as u32)
-                    }
-                    _ => {
-                        stopped = true;
-                        Verdict::Stop
-                    }
-                }
-            });
-            let n = stage.count;
-            bytes += stage.send(rest);
-            at += n;
-            if stopped {
-                let packet = &burst[at];
-                match scatter(&mut ring.device, memory, chain, *mergeable, packet) {
-                    Fit::Sent => bytes += packet.len() as u64,
-                    Fit::NoRoom => break,
-                    Fit::Never => dropped += 1,
-                }
-                at += 1;
-            } else if n == 0 {
+            let fit = stage[..n]
+                .iter()
+                .zip(rest)
+                .take_while(|(place, packet)| {
+                    let meta = packet.meta();
+                    let beyond = OFFLOADS && meta.marks.beyond(*takes);
+                    !beyond && meta.next.is_none() && place.len as usize >= meta.len as usize + HEADER
+                })
+                .map(|(place, _)| {
+                    prefetch_write(place.ptr.as_ptr());
+                    prefetch_write(place.ptr.as_ptr().wrapping_add(HEADER));
+                })
+                .count();
+            for (frames, packets) in stage[..fit].chunks_mut(SHOWN).zip(rest.chunks(SHOWN)) {
+                bytes += send::<OFFLOADS, HEADER>(frames, packets, hasher);
+                ring.device.use_written(frames);
+                // Shown at once: the front-end works on these while the next ones are copied.
+                ring.device.commit();
+            }
+            at += fit;
+            if fit == rest.len() {
+                continue;
+            }
+            // No place may be left to have looked at it.
+            beyond = OFFLOADS && burst[at].meta().marks.beyond(*takes);
+            if beyond {
                 break;
             }
+            // Either there is no more, or it goes into no simple place.
+            if !ring.device.has_available() {
+                break;
+            }
+            let packet = &burst[at];
+            let header = header_of::<HEADER>(packet, hasher);
+            match scatter(&mut ring.device, memory, chain, *mergeable, packet, &header) {
+                Fit::Sent => bytes += packet.len() as u64,
+                Fit::NoRoom => break,
+                Fit::Never => dropped += 1,
+            }
+            at += 1;
         }
         if at > 0 {
             ring.publish();
+            let mut returning = cache.returning();
             for packet in &burst[..at] {
                 // SAFETY: forgotten right below.
-                unsafe { cache.put(packet.meta_ptr()) };
+                unsafe { returning.put(packet.meta_ptr()) };
             }
+            drop(returning);
             // SAFETY: the cache owns these buffers now.
             unsafe { burst.forget_front(at) };
             counters.tx_packets.add(at as u64 - dropped);
@@ -285,7 +459,7 @@ impl BackPair {
                 counters.tx_errors.add(dropped);
             }
         }
-        at
+        (at, beyond)
     }
 
     /// Asks for a kick at the next frame. `true`: frames are there already.
@@ -299,7 +473,7 @@ impl BackPair {
     pub(crate) fn disarm(&mut self) -> bool {
         self.rx.as_mut().is_some_and(|ring| {
             ring.device.set_notify(false);
-            ring.enabled && ring.device.available() > 0
+            ring.enabled && ring.device.has_available()
         })
     }
 
@@ -320,77 +494,108 @@ impl BackPair {
         if even { &mut self.tx } else { &mut self.rx }
     }
 
-    /// Stops a ring; the available index of its next chain.
-    pub(crate) fn stop(&mut self, even: bool) -> Option<u16> {
+    /// Stops a ring; the base of whoever goes on with it.
+    pub(crate) fn stop(&mut self, even: bool) -> Option<u32> {
         let ring = self.ring_mut(even).take()?;
+        if even {
+            self.cut.clear();
+        }
         self.past_anomalies += ring.device.anomalies().total();
         self.past_calls += ring.calls;
         Some(ring.device.base())
     }
 }
 
-/// Frames of one part each, between the look at their descriptors and the copy of their bytes.
-struct Stage {
-    frames: [(*mut u8, usize); STAGE],
-    count: usize,
-}
-
-/// Frames that are staged at a time.
+/// Frames that are staged at a time, between the look at their descriptors and the copy of their bytes.
 const STAGE: usize = 32;
 
-impl Stage {
-    #[inline(always)]
-    fn new() -> Self {
-        Stage {
-            frames: [(std::ptr::null_mut(), 0); STAGE],
-            count: 0,
-        }
-    }
+/// Frames that a front-end is shown at a time while a burst is sent. Fewer make more of its bursts and of the lines that
+/// both sides write, more leave one side idle while the other one works.
+const SHOWN: usize = 16;
 
-    #[inline(always)]
-    fn push(&mut self, ptr: *mut u8, len: usize) {
-        // `count` is below STAGE: no more than that is popped.
-        if let Some(place) = self.frames.get_mut(self.count) {
-            *place = (ptr, len);
-            self.count += 1;
+/// Copies staged frames, whose lengths were checked against the buffers' room, into buffers of the cache, which has
+/// enough; their bytes.
+#[inline(always)]
+fn receive<const HEADER: usize>(frames: &[Single], cache: &mut Cache, burst: &mut Burst) -> u64 {
+    let (mut bytes, count) = (0, frames.len());
+    let mut arriving = burst.appending();
+    for (frame, mut meta) in frames.iter().zip(cache.last(count)) {
+        let len = frame.len as usize - HEADER;
+        // SAFETY: the buffer is the cache's until it is forgotten below, and `len` was checked against its room; the
+        // part is valid for reads of its length. The burst has room: no more than that was staged.
+        unsafe {
+            let m = meta.as_mut();
+            m.received(len as u32);
+            copy(frame.ptr.as_ptr().add(HEADER), m.data(), len);
+            arriving.push(Packet::from_meta(meta));
         }
+        bytes += len as u64;
     }
+    cache.forget_first(count, count);
+    bytes
+}
 
-    /// Copies the staged frames into buffers of the cache, which has enough; their bytes.
-    #[inline(always)]
-    fn receive(&mut self, cache: &mut Cache, burst: &mut Burst) -> u64 {
-        let mut bytes = 0;
-        for &(ptr, len) in &self.frames[..self.count] {
-            let Some(mut meta) = cache.pop() else { break };
-            // SAFETY: the buffer is ours, and `len` was checked against its room; the part is valid for reads of its
-            // length. The burst has room: at most that many chains were popped.
-            unsafe {
-                let m = meta.as_mut();
-                copy(ptr, m.data(), len);
-                m.len = len as u32;
-                burst.push_unchecked(Packet::from_meta(meta));
-            }
-            bytes += len as u64;
+/// Reads the headers of staged frames, which are the burst's packets from `start` on, and drops what makes no sense; how
+/// many. Their bytes are taken off `bytes`.
+#[inline(never)]
+fn look_at(frames: &[Single], asks: Marks, burst: &mut Burst, start: usize, bytes: &mut u64) -> u64 {
+    let mut frames = frames.iter();
+    let mut errors = 0;
+    burst.rewrite(start, |mut packet| {
+        let frame = frames.next()?;
+        let mut header = [0; NET_HEADER];
+        // SAFETY: the part is valid for reads of its length, which is more than a header.
+        unsafe { copy(frame.ptr.as_ptr(), header.as_mut_ptr(), NET_HEADER) };
+        if packet.take_header(&header, asks) {
+            return Some(packet);
         }
-        self.count = 0;
-        bytes
-    }
+        errors += 1;
+        *bytes -= packet.len() as u64;
+        None
+    });
+    errors
+}
 
-    /// Copies packets of one segment to where they are staged to; their bytes.
-    #[inline(always)]
-    fn send(&self, packets: &[Packet]) -> u64 {
-        let mut bytes = 0;
-        for (&(ptr, len), packet) in self.frames[..self.count].iter().zip(packets) {
-            // SAFETY: the part is valid for writes of header and frame, as checked when it was staged; the packet is
-            // ours.
-            unsafe {
-                ptr.cast::<[u8; NET_HEADER]>().write_unaligned(PLAIN);
-                copy(packet.meta().data(), ptr.add(NET_HEADER), len);
-            }
-            bytes += len as u64;
+/// Copies packets of one segment to the staged places, which were checked to be long enough, and says how much was
+/// written to each; the packets' bytes.
+#[inline(always)]
+fn send<const OFFLOADS: bool, const HEADER: usize>(
+    places: &mut [Single],
+    packets: &[Packet],
+    hasher: Option<&Hasher>,
+) -> u64 {
+    let mut bytes = 0;
+    for (place, packet) in places.iter_mut().zip(packets) {
+        let len = packet.meta().len;
+        // SAFETY: the part is valid for writes of header and frame; the packet is ours.
+        unsafe {
+            let ptr = place.ptr.as_ptr();
+            let header = if OFFLOADS { header_of(packet, hasher) } else { plain() };
+            ptr.cast::<[u8; HEADER]>().write_unaligned(header);
+            copy(packet.meta().data(), ptr.add(HEADER), len as usize);
         }
-        bytes
+        place.len = len + HEADER as u32;
+        bytes += u64::from(len);
     }
+    bytes
+}
+
+/// The header of a packet in one buffer.
+#[inline(always)]
+fn header_of<const HEADER: usize>(packet: &Packet, hasher: Option<&Hasher>) -> [u8; HEADER] {
+    let meta = packet.meta();
+    let mut header = plain::<HEADER>();
+    if meta.marks.has(Marks::ASKED) {
+        header[..NET_HEADER].copy_from_slice(&emit_header(meta, 1));
+    }
+    if HEADER == LONG
+        && let Some(hasher) = hasher
+    {
+        let (hash, report) = hasher.of(packet);
+        header[12..16].copy_from_slice(&hash.to_le_bytes());
+        header[16..18].copy_from_slice(&report.0.to_le_bytes());
+    }
+    header
 }
 
 struct NoBuffers;
@@ -399,14 +604,23 @@ struct NoBuffers;
 /// `None`: it is no frame.
 #[cold]
 #[inline(never)]
-fn gather(parts: &[Part], cache: &mut Cache, others: usize) -> Result<Option<Packet>, NoBuffers> {
-    let total: usize = parts.iter().map(|p| p.len as usize).sum();
-    if total <= NET_HEADER || total - NET_HEADER > MAX_FRAME {
+fn gather(
+    popped: &Popped<'_>,
+    cache: &mut Cache,
+    others: usize,
+    asks: Marks,
+    header_len: usize,
+) -> Result<Option<Packet>, NoBuffers> {
+    // A ring of frames to send is only read, whatever its descriptors say: DPDK's driver leaves WRITE set on entries of its
+    // indirect tables that it has used for something else before.
+    let parts = || popped.readable.iter().chain(popped.writable);
+    let total: usize = parts().map(|p| p.len as usize).sum();
+    if total <= header_len || total - header_len > MAX_FRAME {
         return Ok(None);
     }
     let room = cache.pool().room() as usize;
     // The buffers that the burst's other frames need stay reserved.
-    let needed = (total - NET_HEADER).div_ceil(room) + others;
+    let needed = (total - header_len).div_ceil(room) + others;
     if needed > cache.most() {
         // It would wait for ever.
         return Ok(None);
@@ -416,9 +630,12 @@ fn gather(parts: &[Part], cache: &mut Cache, others: usize) -> Result<Option<Pac
     }
     let first = cache.pop().ok_or(NoBuffers)?;
     let mut tail = first;
-    let mut skip = NET_HEADER;
-    for part in parts {
+    let mut header = [0; LONG];
+    let mut skip = header_len;
+    for part in parts() {
         let mut from = skip.min(part.len as usize);
+        // SAFETY: the part is valid for reads of its length, and the header has `skip` bytes left.
+        unsafe { copy(part.ptr.as_ptr(), header.as_mut_ptr().add(header_len - skip), from) };
         skip -= from;
         while from < part.len as usize {
             // SAFETY: the buffers of the chain that begins at `first` are ours, as just popped.
@@ -445,7 +662,12 @@ fn gather(parts: &[Part], cache: &mut Cache, others: usize) -> Result<Option<Pac
         }
     }
     // SAFETY: the chain is ours.
-    Ok(Some(unsafe { Packet::from_meta(first) }))
+    let mut packet = unsafe { Packet::from_meta(first) };
+    let header = header.first_chunk().ok_or(NoBuffers)?;
+    if asks != Marks::NONE && !packet.take_header(header, asks) {
+        return Ok(None);
+    }
+    Ok(Some(packet))
 }
 
 /// Copies a frame that is in several segments, or goes into several parts or several buffers.
@@ -457,14 +679,14 @@ fn scatter(
     chain: &mut Chain<Box<[Part]>>,
     mergeable: bool,
     packet: &Packet,
+    mut header: &[u8],
 ) -> Fit {
-    let total = packet.len() + NET_HEADER;
+    let total = packet.len() + header.len();
     let mut used: [Option<(Head, u32)>; MAX_PARTS] = [None; MAX_PARTS];
     let mut count = 0u16;
     let mut written = 0usize;
     let mut merged: Option<NonNull<u8>> = None;
     let mut source = Segments::new(packet);
-    let mut header = &PLAIN[..];
     while written < total {
         let slot = usize::from(count);
         let popped = if slot < MAX_PARTS {
@@ -474,7 +696,7 @@ fn scatter(
         };
         let Ok(Some(head)) = popped else {
             let all = count == device.size() || slot == MAX_PARTS;
-            device.undo(count);
+            undo(device, &used);
             return if all { Fit::Never } else { Fit::NoRoom };
         };
         count += 1;
@@ -491,7 +713,8 @@ fn scatter(
         }
         let fits = written + chain.writable_len() as usize >= total;
         if !fits && (!mergeable || merged.is_none()) {
-            device.undo(count);
+            device.undo(head);
+            undo(device, &used);
             return Fit::Never;
         }
         let mut to = Writer {
@@ -518,6 +741,13 @@ fn scatter(
         device.push(*head, *len);
     }
     Fit::Sent
+}
+
+/// Gives popped chains back, the last first.
+fn undo(device: &mut Device, used: &[Option<(Head, u32)>]) {
+    for (head, _) in used.iter().rev().flatten() {
+        device.undo(*head);
+    }
 }
 
 /// Where `num_buffers` lies, if it lies in one part.

@@ -3,11 +3,14 @@
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use hugemem::Segment;
+use hugemem::Segment as Shared;
+use virtio_ring::Segment;
+use virtio_ring::net::Header;
 
-use super::raw::{Buffer, NET_HEADER, RawQueue, num_buffers};
-use crate::copy::prefetch;
-use crate::packet::{Burst, Packet};
+use super::raw::{Buffer, LONG_HEADER, NET_HEADER, RawQueue, num_buffers};
+use crate::copy::{copy, prefetch, prefetch_write};
+use crate::filter::Filter;
+use crate::packet::{Burst, Handled, Marks, Packet, asked, emit_header, handle};
 use crate::pool::{self, BULK, Cache, HEADROOM, Meta};
 use crate::stats::Counters;
 
@@ -36,17 +39,11 @@ unsafe impl Buffer for Owned {
 
     #[inline(always)]
     fn write_header(&mut self, len: usize) {
+        debug_assert!(usize::from(self.meta().offset) >= len && len == NET_HEADER);
         // SAFETY: as in `meta`; no other reference to it is alive.
         let meta = unsafe { self.0.as_mut() };
         if meta.zeroed_at != meta.offset {
-            debug_assert!(usize::from(meta.offset) >= len && len == NET_HEADER);
-            // SAFETY: the reserved headroom is before the data, and larger than the header.
-            unsafe {
-                let header = meta.data().sub(NET_HEADER);
-                header.cast::<u64>().write_unaligned(0);
-                header.add(8).cast::<u32>().write_unaligned(0);
-            }
-            meta.zeroed_at = meta.offset;
+            zero_header(meta);
         }
     }
 
@@ -59,6 +56,115 @@ unsafe impl Buffer for Owned {
     fn cookie(&self) -> u64 {
         self.0.as_ptr() as u64
     }
+}
+
+/// A buffer to receive into, with room for so many bytes. What its line says of a frame is written when it comes back.
+struct Empty(NonNull<Meta>, u32);
+
+// SAFETY: its owner gives the buffer to the ring, which gives it back with the cookie.
+unsafe impl Buffer for Empty {
+    #[inline(always)]
+    fn address(&self) -> u64 {
+        // SAFETY: made from a buffer that the maker owns and hands to the ring.
+        unsafe { self.0.as_ref() }.room_address()
+    }
+
+    #[inline(always)]
+    fn len(&self) -> u32 {
+        self.1
+    }
+
+    #[inline(always)]
+    fn room(&self, header: u32) -> Segment {
+        // The difference is the same for all buffers.
+        let before = u64::from(HEADROOM) - u64::from(header);
+        Segment {
+            // SAFETY: as above.
+            addr: unsafe { self.0.as_ref() }.address + before,
+            len: self.1 + header,
+        }
+    }
+
+    fn write_header(&mut self, _len: usize) {}
+
+    fn next(&self) -> Option<Self> {
+        None
+    }
+
+    #[inline(always)]
+    fn cookie(&self) -> u64 {
+        self.0.as_ptr() as u64
+    }
+}
+
+/// The buffer of a packet that may ask for something.
+struct Asking(Owned);
+
+// SAFETY: as for `Owned`.
+unsafe impl Buffer for Asking {
+    fn address(&self) -> u64 {
+        self.0.address()
+    }
+
+    fn len(&self) -> u32 {
+        self.0.len()
+    }
+
+    fn write_header(&mut self, len: usize) {
+        let meta = self.0.meta();
+        if len == LONG_HEADER {
+            write_long_header(self.0.0);
+        } else if meta.marks.has(Marks::ASKED) {
+            debug_assert!(meta.zeroed_at == 0 && len == NET_HEADER);
+            let bytes = emit_header(meta, 0);
+            // SAFETY: the reserved headroom is before the data of every packet, and larger than the header.
+            unsafe {
+                meta.data()
+                    .sub(NET_HEADER)
+                    .cast::<[u8; NET_HEADER]>()
+                    .write_unaligned(bytes)
+            };
+        } else {
+            self.0.write_header(len);
+        }
+    }
+
+    fn next(&self) -> Option<Self> {
+        self.0.next().map(Asking)
+    }
+
+    fn cookie(&self) -> u64 {
+        self.0.cookie()
+    }
+}
+
+/// A header with room for a hash, which is the device's to fill.
+fn write_long_header(mut meta: NonNull<Meta>) {
+    // SAFETY: made from a buffer that the maker owns and hands to the ring; no other reference to it is alive.
+    let meta = unsafe { meta.as_mut() };
+    let mut bytes = [0; LONG_HEADER];
+    if meta.marks.has(Marks::ASKED) {
+        bytes[..NET_HEADER].copy_from_slice(&emit_header(meta, 0));
+    }
+    meta.zeroed_at = 0;
+    // SAFETY: the reserved headroom is before the data of every packet, and as large as this header.
+    unsafe {
+        meta.data()
+            .sub(LONG_HEADER)
+            .cast::<[u8; LONG_HEADER]>()
+            .write_unaligned(bytes)
+    };
+}
+
+#[inline(always)]
+fn zero_header(meta: &mut Meta) {
+    // SAFETY: the reserved headroom is before the data of every packet, and larger than the header.
+    unsafe {
+        let header = meta.data().sub(NET_HEADER);
+        header.cast::<u64>().write_unaligned(0);
+        header.add(8).cast::<u32>().write_unaligned(0);
+    }
+    meta.zeroed_at = meta.offset;
 }
 
 /// The buffer that a cookie of our rings stands for.
@@ -78,6 +184,9 @@ struct Partial {
     left: u16,
 }
 
+/// Fewer frames than this at a time come one by one.
+const FEW: usize = 4;
+
 /// The pair: what the gate is around.
 pub(crate) struct Pair {
     raw: RawQueue,
@@ -85,12 +194,39 @@ pub(crate) struct Pair {
     partial: Option<Partial>,
     /// Free descriptors of the receive ring at which it is filled again.
     refill: usize,
+    /// The last poll that brought frames brought fewer than [`FEW`].
+    few: bool,
     size: usize,
     past: Past,
     /// Somebody is on the other side. If not, what it left is still received.
     up: bool,
+    /// What the other side does for packets that are sent, and may have left undone of those received.
+    offloads: Offloads,
+    filter: Option<Box<Filter>>,
+    /// HASH_REPORT was negotiated: headers are longer.
+    long: bool,
+    /// What a packet was cut into, as far as there was no room for it yet.
+    cut: Burst,
+    /// There is more to do than to move packets: looked at once a burst.
+    extras: bool,
     /// Keeps the rings mapped.
-    _segment: Arc<Segment>,
+    _segment: Arc<Shared>,
+}
+
+/// What was negotiated about packets that ask for something.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Offloads {
+    /// What the other side takes of packets that are sent to it.
+    pub(crate) takes: Marks,
+    /// What packets that come from it may ask for.
+    pub(crate) asks: Marks,
+}
+
+impl Offloads {
+    pub(crate) const NONE: Self = Offloads {
+        takes: Marks::NONE,
+        asks: Marks::NONE,
+    };
 }
 
 /// Counts of rings that were replaced, and of frames whose header made no sense.
@@ -115,23 +251,32 @@ unsafe impl Send for Pair {}
 
 impl Pair {
     /// A pair on rings in `segment`.
-    pub(crate) fn new(raw: RawQueue, segment: Arc<Segment>, mergeable: bool) -> Self {
+    pub(crate) fn new(raw: RawQueue, segment: Arc<Shared>, mergeable: bool) -> Self {
         let size = raw.rx.size();
         Pair {
             raw,
             mergeable,
             partial: None,
-            refill: (size / 4).clamp(1, 32),
+            refill: (size / 4).clamp(1, 64),
+            few: false,
             size,
             past: Past::default(),
             up: false,
+            offloads: Offloads::NONE,
+            filter: None,
+            long: false,
+            cut: Burst::empty(),
+            extras: false,
             _segment: segment,
         }
     }
 
     /// Puts fresh rings in the place of the old: the same memory, other features.
-    pub(crate) fn replace(&mut self, raw: RawQueue, mergeable: bool) {
+    pub(crate) fn replace(&mut self, raw: RawQueue, mergeable: bool, offloads: Offloads, long: bool) {
         self.reset();
+        self.offloads = offloads;
+        self.long = long;
+        self.look_for_extras();
         self.past.add(&self.raw);
         self.raw = raw;
         self.set_up(true);
@@ -140,38 +285,74 @@ impl Pair {
         self.raw.tx.set_notify(false);
     }
 
+    /// Which frames to receive; `None`: all.
+    pub(crate) fn set_filter(&mut self, filter: Option<Box<Filter>>) {
+        self.filter = filter;
+        self.look_for_extras();
+    }
+
+    fn look_for_extras(&mut self) {
+        self.extras = self.offloads.asks != Marks::NONE || self.filter.is_some() || !self.cut.is_empty() || self.long;
+    }
+
     #[inline]
     pub(crate) fn rx(&mut self, cache: &mut Cache, burst: &mut Burst, counters: &Counters) -> usize {
+        if self.long {
+            return self.receive_long(cache, burst, counters);
+        }
+        self.receive::<NET_HEADER>(cache, burst, counters)
+    }
+
+    #[inline(never)]
+    fn receive_long(&mut self, cache: &mut Cache, burst: &mut Burst, counters: &Counters) -> usize {
+        self.receive::<LONG_HEADER>(cache, burst, counters)
+    }
+
+    #[inline(always)]
+    fn receive<const HEADER: usize>(&mut self, cache: &mut Cache, burst: &mut Burst, counters: &Counters) -> usize {
         let start = burst.len();
         let room = burst.room();
         let mergeable = self.mergeable;
+        let mut bytes = 0u64;
+        let mut arriving = burst.appending();
         self.raw.rx.complete(room, |cookie, len| {
             // SAFETY: a cookie of the receive ring is a buffer that `fill` posted.
             let mut meta = unsafe { buffer(cookie) };
+            let len = len.wrapping_sub(HEADER as u32);
+            bytes += u64::from(len);
             // SAFETY: ours again.
-            unsafe { meta.as_mut() }.len = len;
-            if mergeable {
-                // SAFETY: as above.
-                prefetch(unsafe { meta.as_ref() }.data().wrapping_sub(NET_HEADER));
-            }
+            let m = unsafe { meta.as_mut() };
+            m.received(len);
             // SAFETY: at most `room` completions; the buffer is ours.
-            unsafe { burst.push_unchecked(Packet::from_meta(meta)) };
+            unsafe { arriving.push(Packet::from_meta(meta)) };
         });
-        let mut bytes = 0u64;
-        let mut whole = true;
-        for packet in &mut burst[start..] {
-            let meta = packet.meta_mut();
-            // SAFETY: every posted buffer has its header before the data.
-            let one = !mergeable || unsafe { num_buffers(meta.data()) } == 1;
-            whole &= one & (meta.len >= NET_HEADER as u32);
-            meta.len = meta.len.wrapping_sub(NET_HEADER as u32);
-            bytes += u64::from(meta.len);
+        drop(arriving);
+        // A length of less than a header wrapped around, and shows in the sum.
+        let mut whole = bytes >> 31 == 0;
+        if mergeable {
+            for packet in &burst[start..] {
+                prefetch(packet.meta().data().wrapping_sub(HEADER));
+            }
+            for packet in &burst[start..] {
+                // SAFETY: every posted buffer has its header before the data.
+                whole &= unsafe { num_buffers(packet.meta().data(), HEADER) } == 1;
+            }
         }
         if !whole || self.partial.is_some() {
-            bytes = self.assemble(burst, start, counters);
+            bytes = self.assemble(burst, start, counters, HEADER);
         }
+        // Many at a time where many come: the lines of the ring change hands less often.
+        let found = burst.len() - start;
         if self.raw.rx.free() >= self.refill && self.up {
             self.fill(cache, counters);
+        } else if found == 0 && self.few && self.up {
+            self.tidy(cache, counters);
+        }
+        if found > 0 {
+            self.few = found < FEW;
+        }
+        if self.extras {
+            bytes -= self.look_at(cache, burst, start, counters, HEADER);
         }
         let n = burst.len() - start;
         if n > 0 {
@@ -181,11 +362,56 @@ impl Pair {
         n
     }
 
+    /// Reads the headers of received frames, and drops what is malformed or not for this port; the bytes of that.
+    #[cold]
+    #[inline(never)]
+    fn look_at(
+        &mut self,
+        cache: &mut Cache,
+        burst: &mut Burst,
+        start: usize,
+        counters: &Counters,
+        header_len: usize,
+    ) -> u64 {
+        let mut dropped = 0;
+        let Pair {
+            offloads, filter, past, ..
+        } = self;
+        let long = header_len == LONG_HEADER;
+        burst.rewrite(start, |mut packet| {
+            if offloads.asks != Marks::NONE || long {
+                let mut header = [0; LONG_HEADER];
+                // SAFETY: every posted buffer has its header before the data, and a packet begins with such a buffer.
+                unsafe { copy(packet.meta().data().sub(header_len), header.as_mut_ptr(), header_len) };
+                let plain = header
+                    .first_chunk()
+                    .is_some_and(|plain| packet.take_header(plain, offloads.asks));
+                if long && let Some(header) = Header::parse(&header) {
+                    packet.take_hash(&header);
+                }
+                if !plain {
+                    counters.rx_errors.add(1);
+                    past.anomalies += 1;
+                    dropped += packet.len() as u64;
+                    return None;
+                }
+            }
+            if !super::passes(filter, &packet) {
+                counters.rx_filtered.add(1);
+                dropped += packet.len() as u64;
+                return None;
+            }
+            Some(packet)
+        });
+        self.flush(cache, counters);
+        dropped
+    }
+
     /// Joins the buffers of frames that took several, and drops what is malformed. The lengths of the burst's new
     /// packets have had the header taken off, wrapping.
     #[cold]
     #[inline(never)]
-    fn assemble(&mut self, burst: &mut Burst, start: usize, counters: &Counters) -> u64 {
+    fn assemble(&mut self, burst: &mut Burst, start: usize, counters: &Counters, header_len: usize) -> u64 {
         let mut bytes = 0u64;
         let Pair {
             partial,
@@ -199,12 +425,12 @@ impl Pair {
                 let meta = packet.meta_mut();
                 let n = if *mergeable {
                     // SAFETY: every posted buffer has its header before the data.
-                    unsafe { num_buffers(meta.data()) }
+                    unsafe { num_buffers(meta.data(), header_len) }
                 } else {
                     1
                 };
                 // A length of less than a header wrapped around.
-                let runt = meta.len > u32::MAX - NET_HEADER as u32;
+                let runt = meta.len > u32::MAX - header_len as u32;
                 if runt || n == 0 || usize::from(n) > *size {
                     counters.rx_errors.add(1);
                     past.anomalies += 1;
@@ -225,8 +451,8 @@ impl Pair {
             };
             // No header in here: the frame goes on in the first byte of the buffer.
             let meta = packet.meta_mut();
-            meta.len = meta.len.wrapping_add(NET_HEADER as u32);
-            meta.offset = HEADROOM - NET_HEADER as u16;
+            meta.len = meta.len.wrapping_add(header_len as u32);
+            meta.offset = HEADROOM - header_len as u16;
             let meta = packet.into_meta();
             // SAFETY: the tail is in the chain that `head` owns.
             unsafe { part.tail.as_mut() }.next = Some(meta);
@@ -242,6 +468,19 @@ impl Pair {
         bytes
     }
 
+    /// What is to be done now and then, while nothing comes: where frames come one by one somebody waits for each, and so
+    /// not for this.
+    #[inline(always)]
+    fn tidy(&mut self, cache: &mut Cache, counters: &Counters) {
+        let enough = self.refill.div_ceil(4);
+        // Not both at a time: the next frame may come meanwhile.
+        if self.raw.rx.free() >= enough {
+            self.fill(cache, counters);
+        } else if self.raw.tx.in_flight() >= enough + enough / 2 {
+            self.reclaim(cache);
+        }
+    }
+
     /// Fills the receive ring and publishes that.
     pub(crate) fn fill(&mut self, cache: &mut Cache, counters: &Counters) {
         let rx = &mut self.raw.rx;
@@ -254,15 +493,7 @@ impl Pair {
                 counters.rx_no_buffer.add(1);
                 break;
             }
-            let n = rx.post(cache.last(have).map(|mut meta| {
-                // SAFETY: the cache's, and the ring's from here on: it is forgotten below.
-                let m = unsafe { meta.as_mut() };
-                m.reset();
-                m.len = room;
-                // The other side writes a header there.
-                m.zeroed_at = 0;
-                Owned(meta)
-            }));
+            let n = rx.post(cache.last(have).map(|meta| Empty(meta, room)));
             cache.forget_first(n, have);
             want -= n;
             posted += n;
@@ -277,32 +508,70 @@ impl Pair {
 
     #[inline]
     pub(crate) fn tx(&mut self, cache: &mut Cache, burst: &mut Burst, counters: &Counters) -> usize {
+        if self.extras {
+            if !self.flush(cache, counters) {
+                return 0;
+            }
+            if self.long {
+                return self.send_asking(cache, burst, counters);
+            }
+        }
+        // Once a burst: where nobody ever asked for anything, nobody pays for that.
+        if asked() {
+            return self.send_asking(cache, burst, counters);
+        }
+        self.send::<false>(cache, burst, counters).0
+    }
+
+    /// Sends what it can; how many packets, and whether the next one asks for what the other side does not do.
+    #[inline(always)]
+    fn send<const OFFLOADS: bool>(
+        &mut self,
+        cache: &mut Cache,
+        burst: &mut Burst,
+        counters: &Counters,
+    ) -> (usize, bool) {
         if self.raw.tx.free() < burst.len().max(self.refill) {
             self.reclaim(cache);
         }
         if !self.up {
-            return 0;
+            return (0, false);
+        }
+        let takes = self.offloads.takes;
+        // Frames that are passed on have the header that the other side wrote, and its lines are over there: the stores
+        // would wait for them one after the other. They come in bursts, so the first one tells.
+        let fresh = |meta: &Meta| meta.zeroed_at == meta.offset;
+        if burst.first().is_some_and(|first| !fresh(first.meta())) {
+            for meta in burst.iter().map(Packet::meta).filter(|meta| !fresh(meta)) {
+                prefetch_write(meta.data().wrapping_sub(NET_HEADER));
+            }
         }
         let mut bytes = 0u64;
         let mut sent = 0;
         let mut retried = false;
+        let mut beyond = false;
         loop {
             let tx = &mut self.raw.tx;
-            let n = tx.send(burst[sent..].iter_mut().map(|packet| {
-                let owned = Owned(packet.meta_ptr());
-                if owned.meta().next.is_none() {
-                    bytes += u64::from(owned.meta().len);
-                }
-                owned
-            }));
+            let packets = burst[sent..].iter();
+            let (n, b) = if OFFLOADS {
+                let taken = packets.take_while(|packet| !packet.meta().marks.beyond(takes));
+                tx.send(taken.map(|packet| Asking(Owned(packet.meta_ptr()))))
+            } else {
+                tx.send(packets.map(|packet| Owned(packet.meta_ptr())))
+            };
             sent += n;
-            // What stopped it: the end, a full ring, or a frame of several segments.
+            bytes += b;
+            // What stopped it: the end, a full ring, a frame of several segments, or one that asks for too much.
             if sent == burst.len() || tx.free() == 0 {
                 break;
             }
             let packet = &mut burst[sent];
+            if OFFLOADS && packet.meta().marks.beyond(takes) {
+                beyond = true;
+                break;
+            }
             let len = packet.len() as u64;
-            match tx.send_chain(Owned(packet.meta_ptr())) {
+            match tx.send_chain(Asking(Owned(packet.meta_ptr()))) {
                 Ok(true) => {
                     bytes += len;
                     sent += 1;
@@ -316,9 +585,7 @@ impl Pair {
                 Err(_) => {
                     // It never fits. It leaves the burst, counted.
                     counters.tx_errors.add(1);
-                    let last = burst.len() - 1;
-                    burst[sent..].rotate_left(1);
-                    burst.truncate(last);
+                    burst.remove(sent);
                 }
             }
         }
@@ -329,23 +596,71 @@ impl Pair {
             counters.tx_packets.add(sent as u64);
             counters.tx_bytes.add(bytes);
         }
+        (sent, beyond)
+    }
+
+    /// Sends packets that may ask for something. What the other side does not do is done here.
+    #[inline(never)]
+    fn send_asking(&mut self, cache: &mut Cache, burst: &mut Burst, counters: &Counters) -> usize {
+        let (mut sent, mut beyond) = self.send::<true>(cache, burst, counters);
+        while beyond {
+            match handle(&mut burst[0], cache, &mut self.cut) {
+                Handled::Ready => {}
+                Handled::NoBuffers => break,
+                Handled::Never => {
+                    counters.tx_errors.add(1);
+                    burst.remove(0);
+                }
+                Handled::Cut => {
+                    sent += 1;
+                    burst.remove(0);
+                    if !self.flush(cache, counters) {
+                        break;
+                    }
+                }
+            }
+            let (n, more) = self.send::<true>(cache, burst, counters);
+            sent += n;
+            beyond = more;
+        }
         sent
+    }
+
+    /// Sends what packets were cut into; whether nothing of that is left.
+    #[inline(never)]
+    fn flush(&mut self, cache: &mut Cache, counters: &Counters) -> bool {
+        if !self.cut.is_empty() {
+            let mut cut = std::mem::replace(&mut self.cut, Burst::empty());
+            match self.long {
+                true => self.send::<true>(cache, &mut cut, counters),
+                false => self.send::<false>(cache, &mut cut, counters),
+            };
+            self.cut = cut;
+        }
+        self.look_for_extras();
+        self.cut.is_empty()
     }
 
     /// Takes back what the other side has sent on.
     #[inline]
     pub(crate) fn reclaim(&mut self, cache: &mut Cache) {
         let size = self.size;
+        let mut returning = cache.returning();
         self.raw.tx.complete(size, |cookie, _| {
             // SAFETY: a cookie of the transmit ring is the head of a packet that `tx` gave up.
-            unsafe { cache.put(buffer(cookie)) };
+            unsafe { returning.put(buffer(cookie)) };
         });
     }
 
     /// Frames sent that the other side has not taken. With nobody there, none: it never will.
-    pub(crate) fn unsent(&mut self, cache: &mut Cache) -> usize {
+    pub(crate) fn unsent(&mut self, cache: &mut Cache, counters: &Counters) -> usize {
         self.reclaim(cache);
-        if self.up { self.raw.tx.in_flight() } else { 0 }
+        self.flush(cache, counters);
+        if self.up {
+            self.raw.tx.in_flight() + self.cut.len()
+        } else {
+            0
+        }
     }
 
     /// Whether somebody is on the other side. When it goes, what is in the rings stays there until another one comes.
@@ -380,9 +695,17 @@ impl Pair {
     /// Takes every buffer back from the rings and begins anew; the other side is gone.
     pub(crate) fn reset(&mut self) {
         self.partial = None;
+        self.cut.clear();
         for ring in [&mut self.raw.rx, &mut self.raw.tx] {
-            // SAFETY: cookies of our rings, given back.
-            ring.reset(|cookie| unsafe { pool::free(buffer(cookie)) });
+            ring.reset(|cookie| {
+                // SAFETY: a cookie of our rings, given back.
+                let mut meta = unsafe { buffer(cookie) };
+                // The other side may have written a header without saying so.
+                // SAFETY: ours again.
+                unsafe { meta.as_mut() }.zeroed_at = 0;
+                // SAFETY: as above.
+                unsafe { pool::free(meta) };
+            });
         }
         self.raw.rx.set_notify(false);
         self.raw.tx.set_notify(false);

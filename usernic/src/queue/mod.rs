@@ -5,6 +5,7 @@ mod front;
 mod raw;
 #[cfg(test)]
 pub(crate) mod tests;
+mod vf;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Weak};
@@ -13,11 +14,13 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, epoll};
 
 pub(crate) use back::{BackPair, BackRing};
-pub(crate) use front::Pair as FrontPair;
-pub(crate) use raw::NET_HEADER;
+pub(crate) use front::{Offloads, Pair as FrontPair};
 pub use raw::{Buffer, MAX_SEGMENTS, RawQueue, RawRing, TooManySegments};
+pub(crate) use raw::{LONG_HEADER, NET_HEADER};
+pub(crate) use vf::{Pair as VfPair, Rings as VfRings};
 
 use crate::copy::prefetch_write;
+use crate::filter::Filter;
 use crate::gate::DataSide;
 use crate::packet::{Burst, Packet};
 use crate::pool::{self, BULK, Cache};
@@ -28,7 +31,7 @@ use crate::stats::{Counters, Stats};
 /// puts it back there.
 ///
 /// Receiving and sending never block, never allocate and never call the system, but for a kick that the other side asked
-/// for. While the port's link is down both do nothing.
+/// for. While the port's link is down nothing is sent, and what came before can still be received.
 pub struct Queue {
     parts: Option<Parts>,
     shelf: Weak<Shelf>,
@@ -48,6 +51,7 @@ pub(crate) struct Parts {
 pub(crate) enum Side {
     Front(DataSide<FrontPair>),
     Back(DataSide<BackPair>),
+    Vf(DataSide<VfPair>),
 }
 
 impl Queue {
@@ -83,6 +87,7 @@ impl Queue {
         match side {
             Side::Front(gate) => gate.enter().map_or(0, |mut pair| pair.rx(cache, burst, counters)),
             Side::Back(gate) => gate.enter().map_or(0, |mut pair| pair.rx(cache, burst, counters)),
+            Side::Vf(gate) => gate.enter().map_or(0, |mut pair| pair.rx(cache, burst, counters)),
         }
     }
 
@@ -101,6 +106,7 @@ impl Queue {
         match side {
             Side::Front(gate) => gate.enter().map_or(0, |mut pair| pair.tx(cache, burst, counters)),
             Side::Back(gate) => gate.enter().map_or(0, |mut pair| pair.tx(cache, burst, counters)),
+            Side::Vf(gate) => gate.enter().map_or(0, |mut pair| pair.tx(cache, burst, counters)),
         }
     }
 
@@ -138,15 +144,19 @@ impl Queue {
     /// Waits until the other side has taken all that was sent, or `timeout` is over, or the link is down; whether
     /// nothing is left in the ring. To be called before a port is closed: what is in its rings then is lost.
     ///
-    /// A `vhost` port has nothing to wait for: its frames are in the front-end's memory when they are sent.
+    /// A `vhost` port's frames are in the front-end's memory when they are sent; it waits only for the rest of packets
+    /// that it cut.
     pub fn drain(&mut self, timeout: Duration) -> bool {
         let deadline = Instant::now() + timeout;
         let mut turns = 0u32;
         loop {
-            let Parts { side, cache, .. } = self.parts();
+            let Parts {
+                side, cache, counters, ..
+            } = self.parts();
             let left = match side {
-                Side::Front(gate) => gate.enter().map_or(0, |mut pair| pair.unsent(cache)),
-                Side::Back(_) => 0,
+                Side::Front(gate) => gate.enter().map_or(0, |mut pair| pair.unsent(cache, counters)),
+                Side::Back(gate) => gate.enter().map_or(0, |mut pair| pair.unsent(cache, counters)),
+                Side::Vf(gate) => gate.enter().map_or(0, |mut pair| pair.unsent(cache, counters)),
             };
             if left == 0 {
                 return true;
@@ -186,9 +196,10 @@ impl Queue {
     #[inline]
     pub fn free(&mut self, burst: &mut Burst) {
         let cache = &mut self.parts().cache;
+        let mut returning = cache.returning();
         for packet in burst.iter() {
             // SAFETY: forgotten right below, all of them.
-            unsafe { cache.put(packet.meta_ptr()) };
+            unsafe { returning.put(packet.meta_ptr()) };
         }
         let n = burst.len();
         // SAFETY: the cache owns their buffers now.
@@ -220,6 +231,7 @@ impl Queue {
         match side {
             Side::Front(gate) => gate.enter().is_some_and(|mut pair| pair.arm(cache, counters)),
             Side::Back(gate) => gate.enter().is_some_and(|mut pair| pair.arm()),
+            Side::Vf(gate) => gate.enter().is_some_and(|mut pair| pair.arm(cache, counters)),
         }
     }
 
@@ -237,6 +249,10 @@ impl Queue {
                 pair.publish_counts(counters);
                 pair.disarm()
             }),
+            Side::Vf(gate) => gate.enter().is_some_and(|mut pair| {
+                pair.publish_counts(counters);
+                pair.disarm()
+            }),
         }
     }
 
@@ -246,16 +262,32 @@ impl Queue {
     }
 }
 
+/// Whether a filter lets a packet in.
+fn passes(filter: &Option<Box<Filter>>, packet: &Packet) -> bool {
+    let Some(filter) = filter else { return true };
+    let mut header = [0; 16];
+    let n = packet.copy_to(&mut header);
+    filter.accepts(&header[..n])
+}
+
 impl Parts {
     /// Gets buffers back from wherever they can be had.
     #[cold]
     #[inline(never)]
     fn reclaim(&mut self) {
         pool::flush_this_thread();
-        if let Side::Front(gate) = &mut self.side
-            && let Some(mut pair) = gate.enter()
-        {
-            pair.reclaim(&mut self.cache);
+        match &mut self.side {
+            Side::Front(gate) => {
+                if let Some(mut pair) = gate.enter() {
+                    pair.reclaim(&mut self.cache);
+                }
+            }
+            Side::Vf(gate) => {
+                if let Some(mut pair) = gate.enter() {
+                    pair.reclaim(&mut self.cache);
+                }
+            }
+            Side::Back(_) => {}
         }
     }
 }

@@ -7,11 +7,14 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use virtio_ring::split::Driver;
-use virtio_ring::{Anomalies, Direction, Segment, Slot};
+use virtio_ring::any::Driver;
+use virtio_ring::{Anomalies, Direction, Segment, Slot, Table};
 
 /// Bytes of the virtio-net header of a VERSION_1 device without HASH_REPORT (virtio 1.3, 5.1.6).
 pub(crate) const NET_HEADER: usize = 12;
+
+/// Bytes of the header with HASH_REPORT.
+pub(crate) const LONG_HEADER: usize = 20;
 
 /// Offset of `num_buffers` in the header.
 const NUM_BUFFERS: usize = 10;
@@ -27,6 +30,15 @@ pub unsafe trait Buffer {
 
     /// Bytes of the frame in this segment; for a buffer to receive into, bytes that it holds.
     fn len(&self) -> u32;
+
+    /// The same with the `header` bytes before it: what the other side fills.
+    #[inline(always)]
+    fn room(&self, header: u32) -> Segment {
+        Segment {
+            addr: self.address() - u64::from(header),
+            len: self.len() + header,
+        }
+    }
 
     /// Whether there is no byte.
     fn is_empty(&self) -> bool {
@@ -97,41 +109,34 @@ impl RawRing {
     #[inline(always)]
     pub fn post<B: Buffer>(&mut self, buffers: impl Iterator<Item = B>) -> usize {
         let header = self.header as u32;
-        self.ring.add_each(
-            Direction::Writable,
-            buffers.map(|b| {
-                (
-                    Segment {
-                        addr: b.address() - u64::from(header),
-                        len: b.len() + header,
-                    },
-                    b.cookie(),
-                )
-            }),
-        )
+        self.ring
+            .add_each(Direction::Writable, buffers.map(move |b| (b.room(header), b.cookie())))
     }
 
-    /// Sends frames, while there is room; how many. Stops before a frame of several segments: see
+    /// Sends frames, while there is room; how many, and their bytes. Stops before a frame of several segments: see
     /// [`send_chain`](RawRing::send_chain).
     #[inline(always)]
-    pub fn send<B: Buffer>(&mut self, buffers: impl Iterator<Item = B>) -> usize {
+    pub fn send<B: Buffer>(&mut self, buffers: impl Iterator<Item = B>) -> (usize, u64) {
         let header = self.header;
-        self.ring.add_each(
+        let mut bytes = 0;
+        let frames = self.ring.add_each(
             Direction::Readable,
             buffers.map_while(|mut b| {
                 if b.next().is_some() {
                     return None;
                 }
+                let len = b.len();
+                bytes += u64::from(len);
+                // Before the header is written, so that what was read of the buffer need not be read again.
+                let segment = Segment {
+                    addr: b.address() - header as u64,
+                    len: len + header as u32,
+                };
                 b.write_header(header);
-                Some((
-                    Segment {
-                        addr: b.address() - header as u64,
-                        len: b.len() + header as u32,
-                    },
-                    b.cookie(),
-                ))
+                Some((segment, b.cookie()))
             }),
-        )
+        );
+        (frames, bytes)
     }
 
     /// Sends one frame of any number of segments up to [`MAX_SEGMENTS`]; `Ok(false)` if it does not fit now.
@@ -161,6 +166,40 @@ impl RawRing {
             next = segment.next();
         }
         Ok(self.ring.add(&chain[..n], n, cookie).is_ok())
+    }
+
+    /// Sends one frame whose segments the caller has put together, with its virtio-net header in the first of them;
+    /// `Ok(false)` if it does not fit now. The other side reads them until the cookie comes back.
+    ///
+    /// # Errors
+    /// [`TooManySegments`]: it never fits.
+    pub fn send_segments(&mut self, segments: &[Segment], cookie: u64) -> Result<bool, TooManySegments> {
+        if segments.len() > usize::from(self.ring.size()) {
+            return Err(TooManySegments);
+        }
+        Ok(self.ring.add(segments, segments.len(), cookie).is_ok())
+    }
+
+    /// The same by way of an indirect table, so that the frame takes one descriptor of the ring. RING_INDIRECT_DESC must be
+    /// negotiated; the table has an entry for each segment.
+    ///
+    /// # Errors
+    /// [`TooManySegments`]: it never fits.
+    ///
+    /// # Safety
+    /// The table can be written, and nobody else uses its memory until the cookie comes back.
+    pub unsafe fn send_indirect(
+        &mut self,
+        table: Table,
+        segments: &[Segment],
+        cookie: u64,
+    ) -> Result<bool, TooManySegments> {
+        // SAFETY: by the caller.
+        match unsafe { self.ring.add_indirect(table, segments, segments.len(), cookie) } {
+            Ok(()) => Ok(true),
+            Err(virtio_ring::Error::Full | virtio_ring::Error::Broken) => Ok(false),
+            Err(_) => Err(TooManySegments),
+        }
     }
 
     /// Makes what was posted or sent visible, at once, and kicks if the other side asked for it.
@@ -213,12 +252,12 @@ impl RawRing {
 #[error("the frame has more segments than {MAX_SEGMENTS} or than the ring has descriptors")]
 pub struct TooManySegments;
 
-/// `num_buffers` of the header that ends at `data`.
+/// `num_buffers` of the header of `header` bytes that ends at `data`.
 ///
 /// # Safety
 /// The header is mapped.
 #[inline(always)]
-pub(crate) unsafe fn num_buffers(data: *const u8) -> u16 {
+pub(crate) unsafe fn num_buffers(data: *const u8, header: usize) -> u16 {
     // SAFETY: inside the header, by the caller; volatile, since the other side may write it meanwhile.
-    u16::from_le(unsafe { data.sub(NET_HEADER - NUM_BUFFERS).cast::<u16>().read_volatile() })
+    u16::from_le(unsafe { data.sub(header - NUM_BUFFERS).cast::<u16>().read_volatile() })
 }

@@ -4,6 +4,7 @@
 //! Frames are copied out of the sender's memory once, into memory that nobody else can reach, looked at there, and
 //! copied into the receiver's: no decision rests on bytes that a port can still change.
 
+mod handle;
 mod table;
 
 use std::os::fd::AsFd;
@@ -12,8 +13,10 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 
+pub use handle::{Join, SwitchHandle, SwitchReport};
 pub use table::{Mac, MacTable};
 
+use crate::offload::Steering;
 use crate::packet::{Burst, Packet};
 use crate::port::Port;
 use crate::queue::Queue;
@@ -84,6 +87,7 @@ pub struct Switch {
     idle: Duration,
     started: Instant,
     now: u32,
+    desk: handle::Desk,
 }
 
 struct SwitchPort {
@@ -95,6 +99,8 @@ struct SwitchPort {
     held: Vec<Burst>,
     /// Frames on their way to this port (learning).
     out: Burst,
+    /// Frames on their way to one queue of this port, and those that did not fit (where the front-end spreads them).
+    lanes: [Burst; 2],
     /// Its MAC table entries are to go: it was up and is down.
     was_up: bool,
     dropped: u64,
@@ -126,6 +132,30 @@ pub enum SwitchError {
         #[source]
         source: crate::Error,
     },
+    /// A port of this name is there.
+    #[error("there is a port {name}: take another name, or remove it first")]
+    NameTaken {
+        /// The name.
+        name: String,
+    },
+    /// No port has this name.
+    #[error("there is no port {name}")]
+    NoPort {
+        /// The name.
+        name: String,
+    },
+    /// A port has a neighbour already.
+    #[error("port {name} is connected to another one: remove that first")]
+    Taken {
+        /// Its name.
+        name: String,
+    },
+    /// There is no room for another port.
+    #[error("a switch has at most {} ports", handle::MOST_PORTS)]
+    Full,
+    /// Nobody runs the switch.
+    #[error("the switch does not run (any more)")]
+    NotRunning,
     /// Waiting failed.
     #[error("poll(2) over the ports")]
     Wait(#[source] std::io::Error),
@@ -138,7 +168,11 @@ impl Switch {
     /// [`SwitchError`]; what was opened is closed again.
     pub fn new(config: SwitchConfig) -> Result<Self, SwitchError> {
         let count = config.ports.len();
-        let mut ports = Vec::with_capacity(count);
+        // Room for some that are added later.
+        let mut ports = Vec::with_capacity(count.next_power_of_two().max(64));
+        if count > handle::MOST_PORTS {
+            return Err(SwitchError::Full);
+        }
         for (number, (name, spec, role)) in config.ports.into_iter().enumerate() {
             if let Role::Connect(to) = role
                 && (to >= count || to == number)
@@ -159,6 +193,7 @@ impl Switch {
             idle: config.idle,
             started,
             now: 1,
+            desk: handle::Desk::new()?,
         })
     }
 
@@ -209,14 +244,18 @@ impl Switch {
         moved
     }
 
-    /// Moves the clock on, and notices links that went down.
+    /// Moves the clock on, notices links that went down, and does what handles asked for.
     fn tick(&mut self) {
+        self.serve();
         // Never 0, which marks a free entry.
         self.now = (self.started.elapsed().as_millis() as u32).max(1);
         for (number, port) in self.ports.iter_mut().enumerate() {
             let up = port.port.link().up;
             if port.was_up && !up {
                 self.table.forget(number as u16);
+            }
+            for address in port.port.take_announcements() {
+                self.table.learn(Mac::new(address), number as u16, self.now);
             }
             port.was_up = up;
         }
@@ -288,9 +327,9 @@ impl Switch {
         let burst = &mut held[queue];
         let n = queues[queue].rx(burst);
         // Frames that are held move too, when there is room again.
-        let sent = match to.queue_for(queue) {
-            Some(out) => out.tx(burst),
-            None => 0,
+        let sent = match to.port.steering() {
+            Some(steering) => to.spread(&steering, burst),
+            None => to.queue_for(queue).map_or(0, |out| out.tx(burst)),
         };
         n + sent
     }
@@ -309,14 +348,20 @@ impl Switch {
                 .ports
                 .iter()
                 .flat_map(|p| &p.queues)
-                .map(|q| PollFd::from_borrowed_fd(q.as_fd(), PollFlags::IN))
+                .map(|q| q.as_fd())
+                .chain([self.desk.wake().as_fd()])
+                .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN))
                 .collect();
             let timeout = Timespec {
                 tv_sec: limit.as_secs() as i64,
                 tv_nsec: limit.subsec_nanos().into(),
             };
             match rustix::event::poll(&mut fds, Some(&timeout)) {
-                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Ok(_) | Err(rustix::io::Errno::INTR) => {
+                    if fds.last().is_some_and(|wake| wake.revents().contains(PollFlags::IN)) {
+                        let _ = rustix::io::read(self.desk.wake(), &mut [0u8; 8]);
+                    }
+                }
                 Err(e) => result = Err(SwitchError::Wait(e.into())),
             }
         }
@@ -328,25 +373,36 @@ impl Switch {
 
     /// Every port's counters.
     pub fn stats(&self) -> Vec<SwitchPortStats> {
-        self.ports
-            .iter()
-            .map(|p| SwitchPortStats {
-                name: p.name.clone(),
-                link_up: p.port.link().up,
-                stats: p.port.stats(),
-                dropped: p.dropped,
-                filtered: p.filtered,
-                flooded: p.flooded,
-            })
-            .collect()
+        self.ports.iter().map(SwitchPort::stats).collect()
     }
 
     /// The learned addresses: address, port, how long ago it was seen.
     pub fn addresses(&self) -> Vec<(Mac, usize, Duration)> {
-        self.table
-            .entries(self.now)
-            .map(|(mac, port, age)| (mac, usize::from(port), Duration::from_millis(age.into())))
-            .collect()
+        self.learned().collect()
+    }
+
+    fn learned(&self) -> impl Iterator<Item = (Mac, usize, Duration)> + '_ {
+        let age = |ms: u32| Duration::from_millis(ms.into());
+        let entries = self.table.entries(self.now);
+        entries.map(move |(mac, port, ms)| (mac, usize::from(port), age(ms)))
+    }
+
+    /// Moves what ports have sent already, for at most `limit`, and waits until the other sides have taken it: for when
+    /// the switch is about to be dropped. Whether nothing was left.
+    pub fn drain(&mut self, limit: Duration) -> bool {
+        let deadline = Instant::now() + limit;
+        while self.turn() > 0 {
+            if Instant::now() >= deadline {
+                return false;
+            }
+        }
+        let mut queues = self.ports.iter_mut().flat_map(|port| &mut port.queues);
+        queues.all(|queue| queue.drain(deadline.saturating_duration_since(Instant::now())))
+            && self
+                .ports
+                .iter()
+                .flat_map(|port| &port.held)
+                .all(|held| held.is_empty())
     }
 
     /// The ports, in their order.
@@ -375,11 +431,23 @@ impl SwitchPort {
             role,
             held,
             out: Burst::new(BURST),
+            lanes: [Burst::new(BURST), Burst::new(BURST)],
             was_up: false,
             dropped: 0,
             filtered: 0,
             flooded: 0,
         })
+    }
+
+    fn stats(&self) -> SwitchPortStats {
+        SwitchPortStats {
+            name: self.name.clone(),
+            link_up: self.port.link().up,
+            stats: self.port.stats(),
+            dropped: self.dropped,
+            filtered: self.filtered,
+            flooded: self.flooded,
+        }
     }
 
     /// The queue to send on, for frames that came on queue `queue` of another port.
@@ -416,12 +484,35 @@ impl SwitchPort {
             return;
         }
         let mut out = std::mem::replace(&mut self.out, Burst::empty());
-        if let Some(queue) = self.queue_for(queue) {
+        if let Some(steering) = self.port.steering() {
+            self.spread(&steering, &mut out);
+        } else if let Some(queue) = self.queue_for(queue) {
             queue.tx(&mut out);
         }
         self.dropped += out.len() as u64;
         out.clear();
         self.out = out;
+    }
+
+    /// Sends each packet on the queue that the front-end wants it on; how many. What there was no room for stays.
+    fn spread(&mut self, steering: &Steering, out: &mut Burst) -> usize {
+        let SwitchPort { queues, lanes, .. } = self;
+        let [lane, kept] = lanes;
+        let mut sent = 0;
+        while let Some(first) = out.first() {
+            // Those of one queue at a time, in their order.
+            let pair = steering.pair(first);
+            out.rewrite(0, |packet| match steering.pair(&packet) == pair {
+                true => lane.push(packet).err(),
+                false => Some(packet),
+            });
+            if let Some(queue) = queues.get_mut(usize::from(pair)) {
+                sent += queue.tx(lane);
+            }
+            lane.move_to(kept);
+        }
+        kept.move_to(out);
+        sent
     }
 
     fn reflect(&mut self, queue: usize) -> usize {

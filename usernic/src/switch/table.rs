@@ -120,6 +120,14 @@ impl MacTable {
         }
     }
 
+    /// Forgets what was seen on `port`, which is taken out: the ports behind it move up by one.
+    pub fn remove(&mut self, port: u16) {
+        self.forget(port);
+        for entry in self.sets.iter_mut().flatten().filter(|e| e.port > port) {
+            entry.port -= 1;
+        }
+    }
+
     /// All entries that are not too old: address, port, milliseconds since it was seen.
     pub fn entries(&self, now: u32) -> impl Iterator<Item = (Mac, u16, u32)> + '_ {
         self.sets
@@ -153,6 +161,17 @@ mod tests {
         table.forget(4);
         assert_eq!(table.lookup(mac(1), 400_000), None);
         assert_eq!(table.entries(400_000).count(), 0);
+    }
+
+    #[test]
+    fn ports_behind_a_removed_one_move_up() {
+        let mut table = MacTable::new(64, Duration::from_secs(300), 5);
+        for port in 0..4 {
+            table.learn(mac(port.into()), port, 1000);
+        }
+        table.remove(1);
+        let found: Vec<_> = (0..4).map(|n| table.lookup(mac(n), 1000)).collect();
+        assert_eq!(found, [Some(0), None, Some(1), Some(2)]);
     }
 
     #[test]

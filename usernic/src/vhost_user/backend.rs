@@ -11,11 +11,12 @@ use super::socket::{Read, connect_to, read, write};
 
 /// What a back-end does about the events of its connection.
 pub trait Handler {
-    /// Handles one event. The answer of [`Event::RingStop`] is [`Outcome::Base`].
+    /// Handles one event. The answer of [`Event::RingStop`] is [`Outcome::Base`], that of [`Event::GetConfig`] is
+    /// [`Outcome::Config`].
     ///
     /// # Errors
     /// A text that says what is wrong ends the connection.
-    fn handle(&mut self, event: Event<OwnedFd>) -> Result<Outcome<'static>, String>;
+    fn handle(&mut self, event: Event<OwnedFd>) -> Result<Outcome<'_>, String>;
 }
 
 /// A connection to a front-end, driven by whoever holds it.

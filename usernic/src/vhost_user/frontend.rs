@@ -4,7 +4,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use vhost_proto::channel::{Channel, Notice};
 use vhost_proto::{Command, F_PROTOCOL_FEATURES, Frontend, ProtocolFeatures, Reply, RingAddr};
+use virtio_ring::Features;
+use virtio_ring::net::Config;
 
 use super::socket::{Read, connect_to, read, wait, write};
 use super::{Error, Region, RingSetup};
@@ -21,8 +25,15 @@ const TABLE: usize = 8;
 /// Protocol features that are used where they are offered.
 const WANTED: ProtocolFeatures = ProtocolFeatures::MQ
     .union(ProtocolFeatures::REPLY_ACK)
+    .union(ProtocolFeatures::RARP)
+    .union(ProtocolFeatures::MTU)
     .union(ProtocolFeatures::STATUS)
+    .union(ProtocolFeatures::CONFIG)
+    .union(ProtocolFeatures::BACKEND_REQ)
     .union(ProtocolFeatures::CONFIGURE_MEM_SLOTS);
+
+/// Requests of the back-end that are handled at a time.
+const REQUESTS: usize = 64;
 
 /// What a back-end offers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,7 +56,9 @@ pub struct FrontendSession {
     timeout: Duration,
     machine: Frontend<OwnedFd>,
     offered: Option<Offered>,
-    rings: u32,
+    rings: Vec<u32>,
+    /// Our end of the socket for requests of the back-end.
+    channel: Option<(OwnedFd, Channel<OwnedFd>)>,
     /// The message that was sent last.
     step: &'static str,
     /// Messages without descriptors that go with the next one, in one call.
@@ -69,7 +82,8 @@ impl FrontendSession {
             timeout,
             machine: Frontend::new(),
             offered: None,
-            rings: 0,
+            rings: Vec::new(),
+            channel: None,
             step: "the connection",
             unsent: Vec::new(),
         }
@@ -96,7 +110,13 @@ impl FrontendSession {
                 Some(Reply::ProtocolFeatures(protocol)) => protocol,
                 _ => return Err(self.confused()),
             };
-            self.tell(Command::SetProtocolFeatures(protocol & WANTED))?;
+            let mut wanted = WANTED;
+            // All that a back-end is heard about is its configuration space.
+            wanted.set(
+                ProtocolFeatures::BACKEND_REQ,
+                protocol.contains(ProtocolFeatures::CONFIG),
+            );
+            self.tell(Command::SetProtocolFeatures(protocol & wanted))?;
             offered.protocol = protocol;
             if protocol.contains(ProtocolFeatures::MQ)
                 && let Some(Reply::QueueNum(pairs)) = self.ask(Command::GetQueueNum, &[])?
@@ -114,15 +134,29 @@ impl FrontendSession {
     /// # Errors
     /// Those of a connection; [`Error::Protocol`] with `Refused` if the back-end says that it could not.
     pub fn start(&mut self, features: u64, regions: &[Region<'_>], rings: &[RingSetup<'_>]) -> Result<(), Error> {
+        let rings: Vec<_> = (0..).zip(rings.iter().copied()).collect();
+        self.start_rings(features, regions, &rings)
+    }
+
+    /// The same for rings of any numbers.
+    ///
+    /// # Errors
+    /// As [`start`](FrontendSession::start).
+    pub fn start_rings(
+        &mut self,
+        features: u64,
+        regions: &[Region<'_>],
+        rings: &[(u32, RingSetup<'_>)],
+    ) -> Result<(), Error> {
         let protocol = self.machine.protocol_features();
         // Some back-ends make the ring's state when its call descriptor comes, so it comes first.
-        for (index, ring) in (0..).zip(rings) {
+        for &(index, ring) in rings {
             self.tell_with(Command::SetVringCall(index, true), &[ring.call])?;
         }
         let bit30 = self.machine.offered() & F_PROTOCOL_FEATURES;
         self.tell(Command::SetFeatures(features | bit30))?;
         if protocol.contains(ProtocolFeatures::STATUS) {
-            self.ask(Command::SetStatus(ACKNOWLEDGE | DRIVER | FEATURES_OK), &[])?;
+            self.tell(Command::SetStatus(ACKNOWLEDGE | DRIVER | FEATURES_OK))?;
             match self.ask(Command::GetStatus, &[])? {
                 Some(Reply::Status(status)) if status & FEATURES_OK != 0 => {}
                 Some(Reply::Status(status)) => {
@@ -134,7 +168,7 @@ impl FrontendSession {
             }
         }
         self.share(regions)?;
-        for (index, ring) in (0..).zip(rings) {
+        for &(index, ring) in rings {
             self.tell(Command::SetVringNum(index, ring.num.into()))?;
             self.tell(Command::SetVringBase(index, ring.base))?;
             let addr = RingAddr {
@@ -145,9 +179,9 @@ impl FrontendSession {
             self.tell(Command::SetVringAddr(index, addr))?;
             self.tell_with(Command::SetVringKick(index, true), &[ring.kick])?;
         }
-        self.rings = rings.len() as u32;
+        self.rings = rings.iter().map(|(index, _)| *index).collect();
         if bit30 != 0 {
-            for index in 0..self.rings {
+            for &(index, _) in rings {
                 self.tell(Command::SetVringEnable(index, true))?;
             }
         }
@@ -158,6 +192,131 @@ impl FrontendSession {
             self.ask(Command::GetFeatures, &[])?;
         }
         self.flush()
+    }
+
+    /// Enables the first `active` of `pairs` queue pairs, and disables the others. `false`, and nothing done: without
+    /// VHOST_USER_F_PROTOCOL_FEATURES rings are always enabled.
+    ///
+    /// # Errors
+    /// Those of a connection.
+    pub fn enable(&mut self, active: u16, pairs: u16) -> Result<bool, Error> {
+        if self.machine.offered() & F_PROTOCOL_FEATURES == 0 {
+            return Ok(false);
+        }
+        for ring in 0..2 * u32::from(pairs) {
+            self.tell(Command::SetVringEnable(ring, ring < 2 * u32::from(active)))?;
+        }
+        // An answer to anything says that all before it was taken.
+        self.ask(Command::GetFeatures, &[])?;
+        Ok(true)
+    }
+
+    /// Says which MTU the port has, if the back-end wants to know that. After [`start`](FrontendSession::start), with
+    /// VIRTIO_NET_F_MTU among the features.
+    ///
+    /// # Errors
+    /// Those of a connection.
+    pub fn set_mtu(&mut self, mtu: u16) -> Result<(), Error> {
+        if self.machine.protocol_features().contains(ProtocolFeatures::MTU) {
+            self.ask(Command::NetSetMtu(mtu), &[])?;
+        }
+        Ok(())
+    }
+
+    /// The configuration space, as far as it exists with these features; `None`: the back-end has none.
+    ///
+    /// # Errors
+    /// Those of a connection.
+    pub fn config(&mut self, features: Features) -> Result<Option<Config>, Error> {
+        let len = Config::len(features);
+        if len == 0 || !self.machine.protocol_features().contains(ProtocolFeatures::CONFIG) {
+            return Ok(None);
+        }
+        match self.ask(Command::GetConfig(0, len as u32), &[])? {
+            Some(Reply::Config(bytes, count)) if count == len => Ok(Some(Config::parse(&bytes[..len]))),
+            Some(Reply::Config(..)) => Ok(None),
+            _ => Err(self.confused()),
+        }
+    }
+
+    /// Gives the back-end a socket for requests of its own, if it wants one.
+    ///
+    /// # Errors
+    /// Those of a connection.
+    pub fn open_channel(&mut self) -> Result<(), Error> {
+        if !self.machine.protocol_features().contains(ProtocolFeatures::BACKEND_REQ) {
+            return Ok(());
+        }
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None)
+            .map_err(|e| Error::socket("making a socket for", &self.path, e))?;
+        self.tell_with(Command::SetBackendReqFd, &[theirs.as_fd()])?;
+        self.channel = Some((ours, Channel::new()));
+        Ok(())
+    }
+
+    /// What becomes readable when the back-end has a request, for [`requests`](FrontendSession::requests).
+    pub fn channel(&self) -> Option<BorrowedFd<'_>> {
+        self.channel.as_ref().map(|(socket, _)| socket.as_fd())
+    }
+
+    /// Takes the back-end's requests; whether its configuration space changed. Anything else is refused.
+    ///
+    /// # Errors
+    /// Those of a connection.
+    pub fn requests(&mut self) -> Result<bool, Error> {
+        let mut changed = false;
+        let Some((socket, mut channel)) = self.channel.take() else {
+            return Ok(false);
+        };
+        let mut bytes = [0u8; 1024];
+        let mut fds = Vec::new();
+        for _ in 0..REQUESTS {
+            let wants = channel.wants().min(bytes.len());
+            let n = match read(socket.as_fd(), &mut bytes[..wants], &mut fds) {
+                Ok(Read::Bytes(n)) => n,
+                Ok(Read::Nothing) => break,
+                // It has no more requests; what is wrong with it shows on the connection itself.
+                Ok(Read::Closed) => return Ok(changed),
+                Err(e) => return Err(Error::socket("reading requests of", &self.path, e)),
+            };
+            let asked = channel
+                .receive(&bytes[..n], fds.drain(..))
+                .map_err(|e| self.protocol(e))?;
+            let Some((notice, pending)) = asked else { continue };
+            let known = matches!(notice, Notice::ConfigChange);
+            changed |= known;
+            if let Some(pending) = pending {
+                let answer = pending.answer(known);
+                write(socket.as_fd(), answer.bytes(), &[], Instant::now() + self.timeout)
+                    .map_err(|e| Error::socket("answering a request of", &self.path, e))?;
+            }
+        }
+        self.channel = Some((socket, channel));
+        Ok(changed)
+    }
+
+    /// The limit to a wait for an answer.
+    pub(crate) fn timeout_of(&self, step: &'static str) -> (Duration, Error) {
+        let error = Error::Timeout {
+            path: self.path.clone(),
+            step,
+            ms: self.timeout.as_millis() as u64,
+        };
+        (self.timeout, error)
+    }
+
+    /// Has the back-end announce an address; whether it can.
+    ///
+    /// # Errors
+    /// Those of a connection.
+    pub fn announce(&mut self, address: [u8; 6]) -> Result<bool, Error> {
+        if !self.machine.protocol_features().contains(ProtocolFeatures::RARP) {
+            return Ok(false);
+        }
+        self.tell(Command::SendRarp(address))?;
+        self.flush()?;
+        Ok(true)
     }
 
     /// Shares memory: what was shared before and is not among `regions` is not shared any more.
@@ -205,15 +364,15 @@ impl FrontendSession {
     /// # Errors
     /// Those of a connection.
     pub fn stop(&mut self) -> Result<(), Error> {
+        let rings = std::mem::take(&mut self.rings);
         if self.machine.offered() & F_PROTOCOL_FEATURES != 0 {
-            for index in 0..self.rings {
+            for &index in &rings {
                 self.tell(Command::SetVringEnable(index, false))?;
             }
         }
-        for index in 0..self.rings {
+        for index in rings {
             self.ask(Command::GetVringBase(index), &[])?;
         }
-        self.rings = 0;
         self.flush()
     }
 

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 pub use backend::{BackendSession, Handler};
 pub use frontend::{FrontendSession, Offered};
-pub use socket::{Listener, MAX_FDS, MAX_PATH};
+pub use socket::{Listener, MAX_FDS, MAX_PATH, SocketAccess};
 
 /// A region of memory to share.
 #[derive(Clone, Copy, Debug)]

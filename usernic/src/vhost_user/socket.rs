@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{AtFlags, CWD, Gid, Mode, Uid, chmodat, chownat};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
@@ -151,6 +152,19 @@ pub(super) fn write(
     Ok(())
 }
 
+/// Who may connect to a listening socket: what chmod(2) and chown(2) do to its file. `None` leaves it as it is.
+///
+/// Connecting takes write permission (unix(7)).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SocketAccess {
+    /// Permissions, at most 0o777.
+    pub mode: Option<u32>,
+    /// The number of the user that owns it.
+    pub user: Option<u32>,
+    /// The number of the group that owns it.
+    pub group: Option<u32>,
+}
+
 /// A listening socket. It is removed from the file system when this is dropped.
 #[derive(Debug)]
 pub struct Listener {
@@ -166,6 +180,14 @@ impl Listener {
     /// # Errors
     /// [`Error::PathTooLong`], [`Error::SocketInUse`], [`Error::NotASocket`], [`Error::Socket`].
     pub fn bind(path: &Path) -> Result<Self, Error> {
+        Self::bind_for(path, SocketAccess::default())
+    }
+
+    /// Listens at `path`, as [`bind`](Self::bind) does. Nobody can connect before the file's owner and mode are set.
+    ///
+    /// # Errors
+    /// As of [`bind`](Self::bind).
+    pub fn bind_for(path: &Path, access: SocketAccess) -> Result<Self, Error> {
         let address = address(path)?;
         let socket = new_socket(path)?;
         match bind(&socket, &address) {
@@ -184,6 +206,7 @@ impl Listener {
             path: path.to_owned(),
             file,
         };
+        access.apply(path)?;
         // One peer at a time; the backlog is for one that comes back before its old connection was seen to be gone.
         listen(&listener.socket, 4).map_err(|e| Error::socket("listening at", path, e))?;
         Ok(listener)
@@ -220,6 +243,22 @@ impl Listener {
     /// Where it listens.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+}
+
+impl SocketAccess {
+    fn apply(self, path: &Path) -> Result<(), Error> {
+        // The mode first: who gave the file away may not set it any more.
+        if let Some(mode) = self.mode {
+            chmodat(CWD, path, Mode::from_raw_mode(mode), AtFlags::empty())
+                .map_err(|e| Error::socket("setting the mode (socket_mode=) of", path, e))?;
+        }
+        if self.user.is_some() || self.group.is_some() {
+            let (user, group) = (self.user.map(Uid::from_raw), self.group.map(Gid::from_raw));
+            chownat(CWD, path, user, group, AtFlags::SYMLINK_NOFOLLOW)
+                .map_err(|e| Error::socket("giving away (socket_owner=)", path, e))?;
+        }
+        Ok(())
     }
 }
 

@@ -97,13 +97,13 @@ impl Ring {
     #[inline(always)]
     pub(crate) fn load_desc(&self, i: usize) -> Desc {
         // SAFETY: masked, so inside the table of `mask + 1` descriptors; aligned as the table is.
-        unsafe { raw::load_desc(self.desc.add((i & self.mask) * size_of::<wire::Desc>())) }
+        Desc::from_words(unsafe { raw::load_desc(self.desc.add((i & self.mask) * size_of::<wire::Desc>())) })
     }
 
     #[inline(always)]
     pub(crate) fn store_desc(&self, i: usize, desc: Desc) {
         // SAFETY: masked, so inside the table of `mask + 1` descriptors; aligned as the table is.
-        unsafe { raw::store_desc(self.desc.add((i & self.mask) * size_of::<wire::Desc>()), desc) }
+        unsafe { raw::store_desc(self.desc.add((i & self.mask) * size_of::<wire::Desc>()), desc.words()) }
     }
 
     /// [`Ring::store_desc`], unless the descriptor says so already: an unchanged line stays in both caches.

@@ -5,10 +5,12 @@
 //!
 //! * a field is read or written as one relaxed atomic access of its native width, little-endian ([virtio 1.3] §2.7);
 //!   no reference to plain data in shared memory ever exists;
-//! * `idx` is published with Release and consumed with Acquire: that orders descriptors and ring entries;
+//! * `idx`, and the flags of a packed descriptor, are published with Release and consumed with Acquire: that orders
+//!   descriptors and ring entries;
 //! * [`Ring::fence`] is sequentially consistent, and only the suppression of notifications needs it (§2.7.7, §2.7.10,
 //!   §2.7.13: "the driver performs a suitable memory barrier before reading flags or avail_event");
-//! * an index is masked by the queue size here, so that no caller can reach outside the rings.
+//! * a split ring's index is masked by the queue size here, and a packed ring's position is kept below it by its
+//!   [`packed::Cursor`], so that no caller can reach outside the rings.
 //!
 //! [virtio 1.3]: https://docs.oasis-open.org/virtio/virtio/v1.3/virtio-v1.3.html
 
@@ -16,6 +18,7 @@
 mod memory;
 #[cfg(loom)]
 mod modelled;
+pub(crate) mod packed;
 mod raw;
 
 #[cfg(not(loom))]
@@ -54,6 +57,16 @@ impl Desc {
             addr,
             meta: len as u64 | (flags as u64) << 32 | (next as u64) << 48,
         }
+    }
+
+    #[inline(always)]
+    pub(crate) const fn from_words([addr, meta]: [u64; 2]) -> Self {
+        Self { addr, meta }
+    }
+
+    #[inline(always)]
+    pub(crate) const fn words(self) -> [u64; 2] {
+        [self.addr, self.meta]
     }
 
     #[inline(always)]
@@ -139,13 +152,14 @@ pub(crate) const fn check_size(size: u16) -> Result<u16, Error> {
     }
 }
 
-/// One 16-byte descriptor at `ptr`, which may lie at any alignment: an indirect table is where its driver put it.
+/// The two words of a 16-byte descriptor at `ptr`, which may lie at any alignment: an indirect table is where its driver
+/// put it.
 ///
 /// # Safety
 /// `ptr` is valid for reads of 16 bytes for the duration of the call.
 #[inline]
-pub(crate) unsafe fn load_table_entry(ptr: *const u8) -> Desc {
-    // SAFETY: the caller's contract; `aligned` and `bytewise` read 16 bytes from `ptr`.
+pub(crate) unsafe fn load_table_entry(ptr: *const u8) -> [u64; 2] {
+    // SAFETY: the caller's contract; either reads 16 bytes from `ptr`.
     unsafe {
         if (ptr as usize).is_multiple_of(8) {
             raw::load_desc(ptr.cast_mut())
@@ -160,7 +174,7 @@ pub(crate) unsafe fn load_table_entry(ptr: *const u8) -> Desc {
 /// # Safety
 /// `ptr` is valid for writes of 16 bytes for the duration of the call, and 8-byte aligned.
 #[inline]
-pub(crate) unsafe fn store_table_entry(ptr: *mut u8, desc: Desc) {
+pub(crate) unsafe fn store_table_entry(ptr: *mut u8, words: [u64; 2]) {
     // SAFETY: the caller's contract.
-    unsafe { raw::store_desc(ptr, desc) }
+    unsafe { raw::store_desc(ptr, words) }
 }

@@ -1,10 +1,12 @@
 //! The device side of a split ring: it takes what was made available and gives it back used.
 
+use super::event_passed;
 use super::walk::{Rules, is_single, is_writable, part_of, walk};
-use super::{Options, event_passed};
 use crate::segment::Shape;
-use crate::shared::{AVAIL_F_NO_INTERRUPT, Desc, Memory, Ring, USED_F_NO_NOTIFY, check_size};
-use crate::{Anomalies, Chain, Error, Head, Part, Popped, Translate};
+use crate::shared::{
+    AVAIL_F_NO_INTERRUPT, DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, Desc, Memory, Ring, USED_F_NO_NOTIFY, check_size,
+};
+use crate::{Anomalies, Chain, Direction, Error, Head, Options, Part, Popped, Single, Translate, Verdict};
 use core::slice;
 
 /// The device side. It keeps indices only.
@@ -36,17 +38,6 @@ struct State {
     overdue: bool,
     broken: bool,
     anomalies: Anomalies,
-}
-
-/// What a closure decided about a chain.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// Used: push it, with so many bytes written.
-    Done(u32),
-    /// Popped; the caller pushes it later. With IN_ORDER everything after it has to be kept as well.
-    Keep,
-    /// Not popped after all: it stays available, and the burst ends.
-    Stop,
 }
 
 impl Device {
@@ -87,10 +78,10 @@ impl Device {
         Ok(Self { ring, state })
     }
 
-    /// How many chains are known to wait. The driver's index is read only when all that is known of has been popped.
+    /// Whether chains wait. The driver's index is read only when all that is known of has been popped.
     #[inline]
-    pub fn available(&mut self) -> u16 {
-        self.state.available(&self.ring)
+    pub fn has_available(&mut self) -> bool {
+        self.state.available(&self.ring) != 0
     }
 
     /// Takes the next chain: reads its descriptors once, checks and translates them into `chain`. `None` if there is
@@ -109,7 +100,7 @@ impl Device {
             return if state.broken { Err(Error::Broken) } else { Ok(None) };
         }
         let head = state.head(ring, usize::from(state.popped))?;
-        let first = ring.load_desc(usize::from(head.0));
+        let first = ring.load_desc(usize::from(head.index));
         let parts = chain.storage();
         let walked = match parts.first_mut() {
             Some(part) if is_single(first) => part_of(first, translate).map(|only| {
@@ -163,8 +154,8 @@ impl Device {
             if head > mask {
                 return Err(burst.state.nameless());
             }
-            let head = Head(head);
-            let desc = burst.ring.load_desc(usize::from(head.0));
+            let head = Head::new(head);
+            let desc = burst.ring.load_desc(usize::from(head.index));
             burst.popped += 1;
             // What may be skipped in the used ring: chains that surely have nothing to write.
             let (verdict, skip) = if is_single(desc) {
@@ -219,8 +210,7 @@ impl Device {
                 }
                 Verdict::Done(len) => {
                     burst.end_run();
-                    burst.ring.store_element(burst.pushed, u32::from(head.0), len);
-                    burst.pushed += 1;
+                    burst.push(head, len);
                 }
                 Verdict::Keep => {}
                 Verdict::Stop => {
@@ -232,13 +222,86 @@ impl Device {
         Ok(burst.popped)
     }
 
-    /// Gives the last `n` popped chains back: they will be popped again. None of them may have been pushed. Returns how
-    /// many that was, at most the chains popped and not pushed.
+    /// The fast path of a burst, first half: looks at the chains that wait, as long as they are one descriptor each of the
+    /// direction asked for, in good memory, and `singles` has room. They are not popped:
+    /// [`Device::use_read`] and [`Device::use_written`] do that, with as many of them, from the first on, as the caller
+    /// got done. Whatever else comes next is for [`Device::pop_each`].
     #[inline]
-    pub fn undo(&mut self, n: u16) -> u16 {
-        let n = n.min(self.outstanding());
-        self.state.popped = self.state.popped.wrapping_sub(n);
+    pub fn peek_singles<T: Translate>(&mut self, translate: &T, direction: Direction, singles: &mut [Single]) -> usize {
+        let Self { ring, state } = self;
+        let most = singles.len().min(state.available(ring).into());
+        let first = usize::from(state.popped);
+        let flags = match direction {
+            Direction::Readable => 0,
+            Direction::Writable => DESC_F_WRITE,
+        };
+        let mut n = 0;
+        for single in &mut singles[..most] {
+            let head = ring.load_avail_entry(first.wrapping_add(n));
+            let desc = ring.load_desc(usize::from(head));
+            if head > state.mask || desc.flags() & (DESC_F_NEXT | DESC_F_INDIRECT | DESC_F_WRITE) != flags {
+                break;
+            }
+            let Ok(Part { ptr, len }) = part_of(desc, translate) else {
+                break;
+            };
+            *single = Single { ptr, len, id: head };
+            n += 1;
+        }
         n
+    }
+
+    /// The second half for what the device has read: pops the chains that [`peek_singles`] returned and completes them;
+    /// with IN_ORDER by one used element for all (§2.7.9). Nothing may be popped in between. Returns how many that was: all,
+    /// unless they are more than were waiting.
+    ///
+    /// [`peek_singles`]: Device::peek_singles
+    #[inline]
+    pub fn use_read(&mut self, singles: &[Single]) -> usize {
+        let Self { ring, state } = self;
+        let n = singles.len().min(state.seen.wrapping_sub(state.popped).into());
+        let in_order = state.options.in_order;
+        let mut burst = Burst::new(ring.clone(), state);
+        burst.popped = n;
+        match singles[..n].last() {
+            Some(last) if in_order => {
+                burst.run = n;
+                burst.last = Head::new(last.id);
+                burst.pushed += n;
+            }
+            _ => {
+                for single in &singles[..n] {
+                    burst.push(Head::new(single.id), 0);
+                }
+            }
+        }
+        n
+    }
+
+    /// The second half for what the device wrote to: pops the chains that [`peek_singles`] returned and completes them,
+    /// with `len` bytes written to each. Nothing may be popped in between. Returns how many that was: all, unless they
+    /// are more than were waiting.
+    ///
+    /// [`peek_singles`]: Device::peek_singles
+    #[inline]
+    pub fn use_written(&mut self, singles: &[Single]) -> usize {
+        let Self { ring, state } = self;
+        let n = singles.len().min(state.seen.wrapping_sub(state.popped).into());
+        let mut burst = Burst::new(ring.clone(), state);
+        burst.popped = n;
+        for single in &singles[..n] {
+            burst.push(Head::new(single.id), single.len);
+        }
+        n
+    }
+
+    /// Gives the chain popped last back, which was not pushed: it will be popped again. For several, the last first.
+    /// Without a chain outstanding nothing happens, and the answer is false.
+    #[inline]
+    pub fn undo(&mut self, _last: Head) -> bool {
+        let any = self.outstanding() != 0;
+        self.state.popped = self.state.popped.wrapping_sub(any.into());
+        any
     }
 
     /// Completes a chain, with `len` bytes written to its writable parts from the first on. The driver sees it after
@@ -249,7 +312,7 @@ impl Device {
         debug_assert_ne!(state.popped, state.pushed, "pushed more than popped");
         if state.popped != state.pushed {
             self.ring
-                .store_element(usize::from(state.pushed), u32::from(head.0), len);
+                .store_element(usize::from(state.pushed), u32::from(head.index), len);
             state.pushed = state.pushed.wrapping_add(1);
         }
     }
@@ -263,7 +326,7 @@ impl Device {
         if self.state.options.in_order {
             if let Some(last) = heads.last() {
                 self.ring
-                    .store_element(usize::from(self.state.pushed), u32::from(last.0), 0);
+                    .store_element(usize::from(self.state.pushed), u32::from(last.index), 0);
                 self.state.pushed = self.state.pushed.wrapping_add(heads.len() as u16);
             }
         } else {
@@ -410,7 +473,7 @@ impl State {
         if head > self.mask {
             Err(self.nameless())
         } else {
-            Ok(Head(head))
+            Ok(Head::new(head))
         }
     }
 
@@ -463,15 +526,21 @@ impl<'a> Burst<'a> {
             popped: 0,
             pushed,
             run: 0,
-            last: Head(0),
+            last: Head::new(0),
         }
+    }
+
+    #[inline(always)]
+    fn push(&mut self, head: Head, len: u32) {
+        self.ring.store_element(self.pushed, u32::from(head.index), len);
+        self.pushed += 1;
     }
 
     #[inline(always)]
     fn end_run(&mut self) {
         if self.run != 0 {
             self.ring
-                .store_element(self.pushed.wrapping_sub(self.run), u32::from(self.last.0), 0);
+                .store_element(self.pushed.wrapping_sub(self.run), u32::from(self.last.index), 0);
             self.run = 0;
         }
     }

@@ -6,11 +6,12 @@ mod driver;
 mod walk;
 
 pub use crate::shared::Memory;
-pub use device::{Device, Verdict};
-pub use driver::{Driver, Table};
+pub use crate::{Options, Table, Verdict};
+pub use device::Device;
+pub use driver::Driver;
 
+use crate::Error;
 use crate::shared::{check_size, wire};
-use crate::{Error, Features};
 use core::mem::{align_of, size_of};
 
 /// Sizes, and one good arrangement in one block: descriptors, available ring, used ring, the last on cache lines of its
@@ -98,34 +99,6 @@ impl Layout {
                 used: block.add(self.used),
             }
         }
-    }
-}
-
-/// What was negotiated for the ring. The default is none of it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Options {
-    /// `VIRTIO_F_EVENT_IDX`: suppression by index instead of flags (§2.7.7, §2.7.10).
-    pub event_idx: bool,
-    /// `VIRTIO_F_IN_ORDER`: buffers are used in the order in which they were made available (§2.7.9).
-    pub in_order: bool,
-    /// `VIRTIO_F_INDIRECT_DESC`: tables of descriptors in buffers of their own (§2.7.5.3).
-    pub indirect: bool,
-}
-
-impl Options {
-    /// What a set of negotiated features means for the ring.
-    pub const fn from_features(features: Features) -> Self {
-        Self {
-            event_idx: features.contains(Features::RING_EVENT_IDX),
-            in_order: features.contains(Features::IN_ORDER),
-            indirect: features.contains(Features::RING_INDIRECT_DESC),
-        }
-    }
-}
-
-impl From<Features> for Options {
-    fn from(features: Features) -> Self {
-        Self::from_features(features)
     }
 }
 

@@ -57,7 +57,7 @@ pub(super) fn walk(
             table = Some(base);
             entries = count;
             // SAFETY: `enter_table` returned a table of at least one entry, valid by the contract of `Translate`.
-            desc = unsafe { load_table_entry(base) };
+            desc = Desc::from_words(unsafe { load_table_entry(base) });
             continue;
         }
         if shape.count == usize::from(rules.size) {
@@ -84,8 +84,10 @@ pub(super) fn walk(
         }
         desc = match table {
             None => ring.load_desc(usize::from(next)),
-            // SAFETY: `next` is below the entries of the table, all of which `Translate` vouched for.
-            Some(base) => unsafe { load_table_entry(base.add(usize::from(next) * size_of::<wire::Desc>())) },
+            Some(base) => {
+                // SAFETY: `next` is below the entries of the table, all of which `Translate` vouched for.
+                Desc::from_words(unsafe { load_table_entry(base.add(usize::from(next) * size_of::<wire::Desc>())) })
+            }
         };
     }
 }

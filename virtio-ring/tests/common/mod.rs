@@ -5,8 +5,10 @@ use std::alloc::{Layout as Alloc, alloc_zeroed, dealloc};
 use std::cell::Cell;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering::SeqCst};
-use virtio_ring::Translate;
+use virtio_ring::any::{self, Format};
+use virtio_ring::packed;
 use virtio_ring::split::{Layout, Memory};
+use virtio_ring::{Translate, Vectors, Window};
 
 /// Zeroed memory at 128 bytes.
 pub struct Block {
@@ -79,6 +81,27 @@ impl Drop for Block {
     fn drop(&mut self) {
         // SAFETY: allocated with this layout.
         unsafe { dealloc(self.ptr.as_ptr(), self.alloc) }
+    }
+}
+
+/// A ring of either format.
+pub struct Ring {
+    pub block: Block,
+    pub layout: any::Layout,
+}
+
+impl Ring {
+    pub fn new(format: Format, size: u16) -> Self {
+        let layout = any::Layout::new(format, size).unwrap();
+        Self {
+            block: Block::new(layout.block_len()),
+            layout,
+        }
+    }
+
+    pub fn memory(&self) -> any::Memory {
+        // SAFETY: the block has the layout's length and alignment.
+        unsafe { self.layout.place(self.block.base()) }
     }
 }
 
@@ -192,6 +215,15 @@ unsafe impl Translate for Arena {
         let end = offset.checked_add(u64::from(len))?;
         (end <= self.0.len() as u64 && len > 0).then(|| NonNull::new(self.0.at(offset as usize)).unwrap())
     }
+
+    fn window(&self, addr: u64) -> Option<Window> {
+        let window = Window {
+            theirs: Self::START,
+            len: self.0.len() as u64,
+            ours: self.0.base(),
+        };
+        (addr.wrapping_sub(window.theirs) < window.len).then_some(window)
+    }
 }
 
 /// xorshift64*: the same numbers for the same seed, everywhere.
@@ -230,4 +262,74 @@ pub fn steps(default: u64) -> u64 {
 /// The seed of the hostile tests, from VIRTIO_RING_SEED.
 pub fn seed() -> u64 {
     std::env::var("VIRTIO_RING_SEED").map_or(0x5eed, |seed| seed.parse().expect("VIRTIO_RING_SEED is a number"))
+}
+
+/// What vector instructions this processor has.
+pub fn vectors() -> Vec<Vectors> {
+    let mut kinds = vec![Vectors::NONE];
+    #[cfg(target_arch = "x86_64")]
+    {
+        if is_x86_feature_detected!("avx2") {
+            // SAFETY: just detected.
+            kinds.push(unsafe { Vectors::avx2() });
+        }
+        if is_x86_feature_detected!("avx512f") {
+            // SAFETY: just detected.
+            kinds.push(unsafe { Vectors::avx512() });
+        }
+    }
+    kinds
+}
+
+/// One packed ring, with the accesses of whoever does not keep to the rules.
+pub struct Packed {
+    pub block: Block,
+    pub layout: packed::Layout,
+}
+
+impl Packed {
+    pub fn new(size: u16) -> Self {
+        let layout = packed::Layout::new(size).unwrap();
+        Self {
+            block: Block::new(layout.len),
+            layout,
+        }
+    }
+
+    pub fn memory(&self) -> packed::Memory {
+        // SAFETY: the block has the layout's length and alignment.
+        unsafe { self.layout.place(self.block.base()) }
+    }
+
+    /// Address, length, ID, flags.
+    pub fn desc(&self, i: u16) -> (u64, u32, u16, u16) {
+        let at = self.layout.desc + 16 * usize::from(i);
+        (
+            self.block.u64(at).load(SeqCst),
+            self.block.u32(at + 8).load(SeqCst),
+            self.block.u16(at + 12).load(SeqCst),
+            self.block.u16(at + 14).load(SeqCst),
+        )
+    }
+
+    pub fn set_desc(&self, i: u16, desc: (u64, u32, u16, u16)) {
+        // The fields lie as those of a split ring's descriptor, whose last two are flags and next.
+        set_desc(&self.block, self.layout.desc + 16 * usize::from(i), desc);
+    }
+
+    /// `desc` and `flags` of the driver's event suppression structure.
+    pub fn driver_event(&self) -> [&AtomicU16; 2] {
+        [
+            self.block.u16(self.layout.driver),
+            self.block.u16(self.layout.driver + 2),
+        ]
+    }
+
+    /// The same of the device's.
+    pub fn device_event(&self) -> [&AtomicU16; 2] {
+        [
+            self.block.u16(self.layout.device),
+            self.block.u16(self.layout.device + 2),
+        ]
+    }
 }

@@ -1,15 +1,19 @@
-//! DPDK's own pair: virtio_user on a vhost back-end, both testpmd, split ring.
+//! Pairs of testpmd: virtio_user and our plugin on a vhost back-end, and memif's client and server.
 
-use std::path::PathBuf;
-use std::time::Duration;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use rustix::process::{Pid, Signal};
 
 use super::load::{Counted, Load};
+use super::variants::{Busy, Choice, Subject};
 use super::windows::Variant;
 use crate::peers::Program;
 use crate::peers::testpmd::{self, Config, Testpmd};
+
+/// Up to this long for memif's two sides to come together.
+const CONNECT: Duration = Duration::from_secs(10);
 
 /// Where a testpmd of a bench lives.
 pub struct Place {
@@ -21,21 +25,48 @@ pub struct Place {
     pub cpus: (usize, usize),
 }
 
-/// A testpmd with one port, on one side of a socket.
-pub fn back_end(program: &Program, name: &str, place: Place, socket: &std::path::Path) -> Result<Testpmd> {
-    start(program, name, place, testpmd::vhost(0, socket, ""))
+/// A testpmd with a vhost port that listens on a socket.
+pub fn back_end(program: &Program, name: &str, place: Place, socket: &Path) -> Result<Testpmd> {
+    start(program, name, place, testpmd::vhost(0, socket, ""), false)
 }
 
-/// The other side.
-pub fn front_end(program: &Program, name: &str, place: Place, socket: &std::path::Path, size: u16) -> Result<Testpmd> {
-    start(program, name, place, testpmd::virtio_user(0, socket, size, ""))
+/// A testpmd with a virtio_user port, of a variant. An error if DPDK takes another path than the vectorized one that is
+/// asked for.
+fn front_end(
+    program: &Program,
+    name: &str,
+    place: Place,
+    socket: &Path,
+    size: u16,
+    choice: &Choice,
+) -> Result<Testpmd> {
+    let vdev = testpmd::virtio_user(0, socket, size, choice.keys);
+    let testpmd = start(program, name, place, vdev, choice.vectorized)?;
+    if choice.vectorized {
+        let output = testpmd.output();
+        if let Some(line) = output
+            .lines()
+            .find(|l| l.contains("disabled") && l.contains("vectorized"))
+        {
+            bail!("{}", line.trim());
+        }
+    }
+    Ok(testpmd)
 }
 
-fn start(program: &Program, name: &str, place: Place, vdev: String) -> Result<Testpmd> {
+fn start(program: &Program, name: &str, place: Place, vdev: String, vectorized: bool) -> Result<Testpmd> {
     let mut config = Config::new(name, &place.dir);
     config.vdevs = vec![vdev];
     config.huge_dir = place.huge;
     config.cpus = place.cpus;
+    if vectorized {
+        config.eal = [
+            "--force-max-simd-bitwidth=512",
+            "--log-level=pmd.net.virtio.driver:info",
+        ]
+        .map(String::from)
+        .to_vec();
+    }
     Testpmd::start(program, &config)
 }
 
@@ -91,11 +122,17 @@ pub struct Pair {
 }
 
 impl Pair {
-    /// Starts both; they do nothing yet.
-    pub fn start(program: &Program, tag: &str, places: (Place, Place), queue_size: u16) -> Result<Self> {
+    /// Starts virtio_user on vhost; they do nothing yet. The front-end's place is the first.
+    pub fn start(
+        program: &Program,
+        tag: &str,
+        places: (Place, Place),
+        queue_size: u16,
+        choice: &Choice,
+    ) -> Result<Self> {
         let socket = places.1.dir.join(format!("{tag}.sock"));
         let back = back_end(program, &format!("{tag}b"), places.1, &socket)?;
-        let front = front_end(program, &format!("{tag}f"), places.0, &socket, queue_size)?;
+        let front = front_end(program, &format!("{tag}f"), places.0, &socket, queue_size, choice)?;
         Ok(Pair {
             front,
             back,
@@ -103,8 +140,61 @@ impl Pair {
         })
     }
 
-    /// Sets a load up, and leaves it stopped.
-    pub fn prepare(&mut self, load: Load, size: usize) -> Result<()> {
+    /// Starts our plugin on vhost, as [`Pair::start`] does virtio_user.
+    pub fn start_plugin(
+        program: &Program,
+        plugin: &Path,
+        tag: &str,
+        places: (Place, Place),
+        queue_size: u16,
+        choice: &Choice,
+    ) -> Result<Self> {
+        let socket = places.1.dir.join(format!("{tag}.sock"));
+        let back = back_end(program, &format!("{tag}b"), places.1, &socket)?;
+        let mut config = Config::new(&format!("{tag}f"), &places.0.dir);
+        config.vdevs = vec![testpmd::usernic(0, &socket, queue_size, choice.keys)];
+        config.huge_dir = places.0.huge;
+        config.cpus = places.0.cpus;
+        config.plugin = Some(plugin.to_owned());
+        Ok(Pair {
+            front: Testpmd::start(program, &config)?,
+            back,
+            load: Load::Tx,
+        })
+    }
+
+    /// Starts memif's client, which owns the memory as a front-end does, on its server.
+    pub fn start_memif(
+        program: &Program,
+        tag: &str,
+        places: (Place, Place),
+        queue_size: u16,
+        choice: &Choice,
+    ) -> Result<Self> {
+        let socket = places.1.dir.join(format!("{tag}.sock"));
+        let bits = queue_size.ilog2();
+        let server = testpmd::memif(0, &socket, true, bits, "");
+        let client = testpmd::memif(0, &socket, false, bits, choice.keys);
+        let back = start(program, &format!("{tag}b"), places.1, server, false)?;
+        let mut front = start(program, &format!("{tag}f"), places.0, client, false)?;
+        // They come together after both are started.
+        let end = Instant::now() + CONNECT;
+        while !front.command("show port info 0")?.contains("Link status: up") {
+            if Instant::now() > end {
+                bail!("memif's client and server do not come together within {CONNECT:?}");
+            }
+            crate::process::sleep(Duration::from_millis(20))?;
+        }
+        Ok(Pair {
+            front,
+            back,
+            load: Load::Tx,
+        })
+    }
+}
+
+impl Subject for Pair {
+    fn prepare(&mut self, load: Load, size: usize) -> Result<()> {
         self.run(true)?;
         drain(&mut self.back)?;
         drain(&mut self.front)?;
@@ -113,6 +203,21 @@ impl Pair {
         load_front_end(&mut self.front, load, size)?;
         self.load = load;
         self.run(false)
+    }
+
+    fn begin_polls(&mut self) -> Result<()> {
+        self.front.record_polls(true)?;
+        self.back.record_polls(true)
+    }
+
+    fn end_polls(&mut self) -> Result<Busy> {
+        let busy = Busy {
+            front: self.front.busy(self.load == Load::Tx)?,
+            back: self.back.busy(self.load == Load::Rx)?,
+        };
+        self.front.record_polls(false)?;
+        self.back.record_polls(false)?;
+        Ok(busy)
     }
 }
 

@@ -227,8 +227,8 @@ fn serve(shared: &Shared) -> Result<()> {
             }
             ["latency"] => {
                 let mut trips = lock(&shared.trips);
-                let (p50, p99) = (trips.value_at_quantile(0.5), trips.value_at_quantile(0.99));
-                writeln!(out, "latency {} {p50} {p99}", trips.len())?;
+                let [p50, p99, p999] = [0.5, 0.99, 0.999].map(|q| trips.value_at_quantile(q));
+                writeln!(out, "latency {} {p50} {p99} {p999}", trips.len())?;
                 trips.reset();
                 out.flush()?;
                 continue;

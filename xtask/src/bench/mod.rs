@@ -4,25 +4,37 @@
 //! |---|---|
 //! | [`windows`] | A B A B between two variants, which windows count, ratios |
 //! | [`cores`] | how far apart the two CPUs are; the bare ring |
-//! | [`dpdk`], [`ours`], [`latency`], [`kernel`] | the variants |
-//! | [`worker`], [`protocol`], `dpdk_probe.c` | the programs that are measured, and how we speak with them |
+//! | [`throughput`], [`variants`] | which variants there are, the best of each side against each other, over several launches |
+//! | [`dpdk`], [`ours`], [`latency`], [`kernel`] | the programs, as [`windows::Variant`]s |
+//! | [`worker`], [`drive`], [`protocol`], `dpdk_probe.c` | the programs that are measured, and how we speak with them |
 //! | [`startup`], [`instructions`] | what is counted rather than timed |
-//! | [`report`] | the table and the JSON |
+//! | [`contained`] | start-up in a container |
+//! | [`scale`], [`raw`] | our two sides over sizes of rings, bursts, frames, and numbers of queues and regions |
+//! | [`evaluate`] | `cargo xtask evaluate`: kernel, ours and DPDK, with and without a noisy neighbour |
+//! | [`report`], [`charts`] | the table, the JSON, and SVG charts of it |
 //!
 //! To add a metric that is timed in windows: make its two sides [`windows::Variant`]s, give it a name in [`METRICS`]
 //! and a place in [`Bench::run`].
 
-mod cores;
+mod charts;
+mod contained;
+pub mod cores;
 mod dpdk;
+mod drive;
+pub mod evaluate;
 mod instructions;
 mod kernel;
 mod latency;
 mod load;
 mod ours;
 mod protocol;
+mod raw;
 mod report;
-mod startup;
+mod scale;
+pub mod startup;
 mod stats;
+mod throughput;
+mod variants;
 mod windows;
 mod worker;
 
@@ -32,23 +44,26 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 
 use crate::peers::{Found, Program, is_root, which};
+use crate::plugin::{self, sdk::Dpdk};
 use crate::process::{self, Process, Surroundings};
 use crate::scratch::Scratch;
 use dpdk::Place;
+pub use instructions::inclusive;
 use latency::{Alone, DpdkTrips, OursTrips, Percentile};
 use load::Load;
 use protocol::Worker;
 use report::{Report, Row};
-use windows::Plan;
+use variants::Subject;
+use windows::{Pairs, Plan};
 
 /// Frame lengths of the metrics, without FCS.
 const SIZES: [usize; 2] = [64, 1518];
 
-/// Entries of the rings in the throughput metrics.
-const QUEUE: u16 = 1024;
-
 /// Hugepages for three testpmd and a probe at a time.
 const PAGES: usize = 288;
+
+/// How long a run waits for near cores, in all.
+const PATIENCE: Duration = Duration::from_secs(900);
 
 /// Names of metrics, for `--metric`; `*` stands for anything.
 const METRICS: &[&str] = &[
@@ -57,10 +72,18 @@ const METRICS: &[&str] = &[
     "virtio_user.rx",
     "virtio_user.loop32",
     "virtio_user.loop512",
+    "pmd.tx",
+    "pmd.rx",
+    "pmd.loop32",
+    "pmd.loop512",
     "both.tx",
     "both.rx",
     "both.loop32",
     "both.loop512",
+    "direct.tx",
+    "direct.rx",
+    "direct.loop32",
+    "direct.loop512",
     "latency.p50.1",
     "latency.p99.1",
     "latency.p50.32",
@@ -69,6 +92,8 @@ const METRICS: &[&str] = &[
     "memory.resident",
     "memory.huge",
     "startup.syscalls",
+    "startup.container",
+    "startup.container.runtime",
     "kernel.udp.tx",
     "kernel.af_packet.tx",
     "kernel.udp.latency",
@@ -89,6 +114,10 @@ pub struct Options {
     pub metric: Vec<String>,
     /// No comparison: DPDK's own pair alone, to see whether this machine reproduces what is known of it.
     pub baseline: bool,
+    /// No comparison: how ours scales.
+    pub scale: bool,
+    /// No measurement: charts of these files.
+    pub charts: Vec<PathBuf>,
 }
 
 /// What a hidden subcommand runs: the programs that are measured.
@@ -102,6 +131,17 @@ pub enum WorkerMode {
     Instructions(WorkerArguments),
     /// A veth pair
     Kernel(WorkerArguments),
+    /// A front-end with several regions of memory
+    Regions(WorkerArguments),
+    /// A noisy neighbour
+    Neighbour(WorkerArguments),
+    /// Says when, and becomes another program
+    Stamp {
+        #[arg(long)]
+        cpu: usize,
+        #[arg(last = true)]
+        command: Vec<String>,
+    },
 }
 
 /// Their arguments.
@@ -115,6 +155,15 @@ pub struct WorkerArguments {
     bursts: u64,
     #[arg(long, default_value = "64")]
     size: usize,
+    /// Packets that are moved at a time
+    #[arg(long, default_value = "32")]
+    burst: usize,
+    /// Count the cycles of rounds that move packets
+    #[arg(long)]
+    timed: bool,
+    /// Regions of memory
+    #[arg(long, default_value = "1")]
+    regions: usize,
 }
 
 /// Runs one of them.
@@ -126,8 +175,11 @@ pub fn worker_main(mode: &WorkerMode) -> Result<()> {
         }
     };
     match mode {
-        WorkerMode::Run(a) => worker::main(&a.spec, cpus(a)?),
+        WorkerMode::Run(a) => worker::main(&a.spec, cpus(a)?, a.burst, a.timed),
+        WorkerMode::Regions(a) => raw::main(&a.spec, cpus(a)?, a.burst, a.timed, a.regions),
+        WorkerMode::Neighbour(a) => evaluate::neighbour::main(&a.spec, cpus(a)?.1),
         WorkerMode::First(a) => worker::first(&a.spec),
+        WorkerMode::Stamp { cpu, command } => contained::stamp(*cpu, command),
         WorkerMode::Instructions(a) => instructions::main(&a.spec, a.bursts, a.size),
         WorkerMode::Kernel(a) => {
             let sockets = if a.spec == "udp" {
@@ -152,6 +204,9 @@ fn matches(pattern: &str, name: &str) -> bool {
 
 /// `cargo xtask bench`.
 pub fn command(root: &Path, options: &Options) -> Result<bool> {
+    if !options.charts.is_empty() {
+        return charts::command(root, &options.charts).map(|()| true);
+    }
     for pattern in &options.metric {
         if !METRICS.iter().any(|name| matches(pattern, name)) {
             bail!("no metric is called {pattern}; there are: {}", METRICS.join(" "));
@@ -165,22 +220,26 @@ pub fn command(root: &Path, options: &Options) -> Result<bool> {
         // Whether a thread had to wait is no matter here.
         Plan {
             cpus,
-            settle: ms(30),
-            window: ms(60),
-            pairs: 3,
-            tries: 12,
-            limit: ms(8_000),
+            settle: ms(20),
+            window: ms(50),
+            launches: 1,
+            pairs: 2,
+            tries: 8,
+            limit: ms(6_000),
             wait_at_most: 1.0,
+            near: false,
         }
     } else {
         Plan {
             cpus,
             settle: ms(60),
             window: ms(300),
-            pairs: 9,
-            tries: 60,
-            limit: ms(90_000),
+            launches: 3,
+            pairs: 3,
+            tries: 20,
+            limit: ms(30_000),
             wait_at_most: windows::WAIT_AT_MOST,
+            near: true,
         }
     };
     let peer = if found.testpmd.is_some() {
@@ -194,26 +253,36 @@ pub fn command(root: &Path, options: &Options) -> Result<bool> {
         cpus.0,
         cpus.1
     );
-    println!("{}", report::heading());
     let mut bench = Bench {
+        root,
         options,
         cpus,
         plan,
         testpmd: found.testpmd,
         scratch,
         report: Report::new(peer, options.quick),
+        patience: PATIENCE,
+        known: throughput::Known::default(),
+        started: 0,
+        plugin: None,
     };
-    let outcome = if options.baseline {
-        bench.baseline()
+    let outcome = if options.scale {
+        bench.scale()
     } else {
-        bench.run()
+        println!("{}", report::heading());
+        if options.baseline {
+            bench.baseline()
+        } else {
+            bench.run()
+        }
     };
     if let Some(path) = &options.json {
         bench.report.write(path)?;
         println!("written: {}", path.display());
     }
     outcome?;
-    Ok(bench.report.rows.iter().all(|r| r.error.is_none()))
+    let report = &bench.report;
+    Ok(report.rows.iter().all(|r| r.error.is_none()) && report.scale.iter().all(|p| p.error.is_none()))
 }
 
 /// The peer's version, as its development package gives it.
@@ -225,12 +294,21 @@ fn dpdk_version() -> String {
 }
 
 struct Bench<'a> {
+    root: &'a Path,
     options: &'a Options,
     cpus: (usize, usize),
     plan: Plan,
     testpmd: Option<Program>,
     scratch: Scratch,
     report: Report,
+    /// How long this run may still wait for near cores.
+    patience: Duration,
+    /// The best variants, as far as they were scouted.
+    known: throughput::Known,
+    /// Pairs of programs that were started, for names.
+    started: usize,
+    /// The plugin, once it was built.
+    plugin: Option<PathBuf>,
 }
 
 impl Bench<'_> {
@@ -244,6 +322,16 @@ impl Bench<'_> {
 
     fn testpmd(&self) -> Result<Program> {
         self.testpmd.clone().context("DPDK is missing: cargo xtask peers")
+    }
+
+    /// The poll-mode driver, built as `cargo xtask plugin` does.
+    fn plugin(&mut self) -> Result<PathBuf> {
+        if self.plugin.is_none() {
+            let dpdk = Dpdk::find(None, true)?;
+            let out = self.scratch.subdir("plugin")?;
+            self.plugin = Some(plugin::build(self.root, &out, &dpdk, false)?);
+        }
+        self.plugin.clone().context("just built")
     }
 
     /// Where a peer mounts its hugetlbfs, if it can.
@@ -278,10 +366,12 @@ impl Bench<'_> {
 
     fn run(&mut self) -> Result<()> {
         type Part<'a> = fn(&mut Bench<'a>) -> Result<()>;
-        let parts: [(&str, Part<'_>); 7] = [
+        let parts: [(&str, Part<'_>); 9] = [
             ("limit.", Self::limit),
-            ("virtio_user.", Self::virtio_user),
-            ("both.", Self::both),
+            ("virtio_user.", |bench| bench.throughput(&throughput::VIRTIO_USER)),
+            ("pmd.", |bench| bench.throughput(&throughput::PMD)),
+            ("both.", |bench| bench.throughput(&throughput::BOTH)),
+            ("direct.", |bench| bench.throughput(&throughput::DIRECT)),
             ("latency.", Self::latency),
             ("startup.", Self::startup),
             ("kernel.", Self::kernel),
@@ -299,6 +389,11 @@ impl Bench<'_> {
         Ok(())
     }
 
+    /// Frame lengths.
+    fn sizes(&self) -> &'static [usize] {
+        if self.options.quick { &SIZES[..1] } else { &SIZES }
+    }
+
     fn limit(&mut self) -> Result<()> {
         for bytes in SIZES {
             let mut ring = BareRing {
@@ -306,54 +401,8 @@ impl Bench<'_> {
                 bytes,
                 window: self.plan.window,
             };
-            let plan = Plan {
-                settle: Duration::ZERO,
-                window: Duration::ZERO,
-                ..self.plan
-            };
-            let result = windows::alone(&plan, &mut ring);
+            let result = windows::alone(&self.plan.bare(), &mut ring);
             self.report.add(Row::alone("limit.spsc", bytes, "Mpps", result));
-        }
-        Ok(())
-    }
-
-    fn virtio_user(&mut self) -> Result<()> {
-        let testpmd = self.testpmd()?;
-        let mut ours = ours::OnDpdk::start(&testpmd, "o", self.front_cpus(), self.back("ob")?, QUEUE)?;
-        let mut peer = dpdk::Pair::start(&testpmd, "d", (self.front("df")?, self.back("db")?), QUEUE)?;
-        for bytes in SIZES {
-            for load in Load::ALL {
-                let name = format!("virtio_user.{}", load.name());
-                if self.wanted(&name) {
-                    ours.prepare(load, bytes)?;
-                    peer.prepare(load, bytes)?;
-                    let result = windows::compare(&self.plan, &mut ours, &mut peer);
-                    process::check_interrupted()?;
-                    self.report
-                        .add(Row::compared(&name, bytes, "Mpps", true, "DPDK virtio_user", result));
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn both(&mut self) -> Result<()> {
-        let testpmd = self.testpmd()?;
-        let dir = self.scratch.dir().to_owned();
-        let mut ours = ours::Both::start(&dir, "u", self.front_cpus(), self.cpus, QUEUE)?;
-        let mut peer = dpdk::Pair::start(&testpmd, "e", (self.front("ef")?, self.back("eb")?), QUEUE)?;
-        for bytes in SIZES {
-            for load in Load::ALL {
-                let name = format!("both.{}", load.name());
-                if self.wanted(&name) {
-                    ours.prepare(load, bytes)?;
-                    peer.prepare(load, bytes)?;
-                    let result = windows::compare(&self.plan, &mut ours, &mut peer);
-                    process::check_interrupted()?;
-                    self.report
-                        .add(Row::compared(&name, bytes, "Mpps", true, "DPDK on both sides", result));
-                }
-            }
         }
         Ok(())
     }
@@ -362,48 +411,64 @@ impl Bench<'_> {
         let testpmd = self.testpmd()?;
         let dir = self.scratch.dir().to_owned();
         let probe = startup::build_probe(&dir)?;
-        let mut ours = ours::OnDpdk::start(&testpmd, "l", self.front_cpus(), self.back("lb")?, 256)?;
-        let socket = dir.join("m.sock");
-        let back = dpdk::back_end(&testpmd, "mb", self.back("mb")?, &socket)?;
-        let huge = self.huge("probe")?;
-        let command = startup::probe_command(&probe, &dir, huge.as_deref(), &socket, self.cpus.0, "run");
-        let surroundings = Surroundings {
-            hugetlbfs: huge,
-            ..Default::default()
-        };
-        let front = Worker::new(Process::spawn("dpdk_probe", command, &surroundings)?)?;
-        let mut peer = DpdkTrips {
-            front,
-            back,
-            percentile: Percentile::P50,
-        };
-        for bytes in SIZES {
+        let mut columns = Vec::new();
+        for &bytes in self.sizes() {
             for in_flight in [1, 32] {
                 for (percentile, text) in [(Percentile::P50, "p50"), (Percentile::P99, "p99")] {
                     let name = format!("latency.{text}.{in_flight}");
-                    if !self.wanted(&name) {
-                        continue;
+                    if self.wanted(&name) {
+                        columns.push((name, bytes, in_flight, percentile, Pairs::default()));
                     }
-                    ours.prepare_latency(in_flight, bytes)?;
-                    peer.percentile = percentile;
-                    peer.prepare(in_flight, bytes)?;
-                    let result = windows::compare(&self.plan, &mut OursTrips(&mut ours, percentile), &mut peer);
-                    process::check_interrupted()?;
-                    self.report
-                        .add(Row::compared(&name, bytes, "ns", false, "DPDK virtio_user", result));
                 }
             }
+        }
+        for _ in 0..self.plan.launches {
+            let choice = &variants::OURS[0];
+            let mut ours = ours::OnDpdk::start(&testpmd, "l", self.front_cpus(), self.back("lb")?, 256, choice)?;
+            let socket = dir.join("m.sock");
+            let back = dpdk::back_end(&testpmd, "mb", self.back("mb")?, &socket)?;
+            let huge = self.huge("probe")?;
+            let command = startup::probe_command(&probe, &dir, huge.as_deref(), &socket, self.cpus.0, "run");
+            let surroundings = Surroundings {
+                hugetlbfs: huge,
+                ..Default::default()
+            };
+            let front = Worker::new(Process::spawn("dpdk_probe", command, &surroundings)?)?;
+            let mut peer = DpdkTrips {
+                front,
+                back,
+                percentile: Percentile::P50,
+            };
+            for (_, bytes, in_flight, percentile, pairs) in &mut columns {
+                ours.prepare_latency(*in_flight, *bytes)?;
+                peer.percentile = *percentile;
+                peer.prepare(*in_flight, *bytes)?;
+                let mut ours = OursTrips(&mut ours, *percentile);
+                pairs.launch(&self.plan, &mut self.patience, &mut ours, &mut peer, None)?;
+            }
+        }
+        for (name, bytes, _, _, pairs) in columns {
+            let result = pairs.compare(&self.plan);
+            self.report
+                .add(Row::compared(&name, bytes, "ns", false, "DPDK virtio_user", result));
         }
         Ok(())
     }
 
     fn startup(&mut self) -> Result<()> {
+        if self.any("startup.container") {
+            self.contained()?;
+        }
+        let others = ["startup.exec_to_first_packet", "startup.syscalls"];
+        if !self.any("memory.") && !others.iter().any(|name| self.wanted(name)) {
+            return Ok(());
+        }
         let dir = self.scratch.dir().to_owned();
         let reflector = startup::Reflector::start(&dir, self.cpus)?;
         let ours = startup::Who::Ours;
         let peer = startup::dpdk(&dir, self.huge("start")?, self.testpmd.as_ref());
         let (mut our_starts, mut peer_starts) = (Vec::new(), Vec::new());
-        for _ in 0..self.plan.pairs {
+        for _ in 0..self.plan.at_once().pairs {
             our_starts.push(reflector.once(&ours)?);
             if let Ok(peer) = &peer {
                 peer_starts.push(reflector.once(peer)?);
@@ -447,15 +512,50 @@ impl Bench<'_> {
         }
     }
 
+    /// The same in containers.
+    fn contained(&mut self) -> Result<()> {
+        let names = ["startup.container", "startup.container.runtime"];
+        if let Some(reason) = contained::lacking()? {
+            for name in names {
+                self.report
+                    .add(Row::failed(name, None, "ms", &anyhow::anyhow!("{reason}")));
+            }
+            return Ok(());
+        }
+        let dir = self.scratch.subdir("contained")?;
+        let probe = startup::build_probe(&self.scratch.subdir("probe")?)?;
+        let usernic = contained::usernic(self.root)?;
+        let mut stage = contained::Contained::new(&dir, self.cpus, &usernic, probe)?;
+        let mut starts = [Vec::new(), Vec::new()];
+        for _ in 0..self.plan.at_once().pairs {
+            for (who, starts) in [contained::Who::Ours, contained::Who::Dpdk]
+                .into_iter()
+                .zip(&mut starts)
+            {
+                starts.push(stage.once(who)?);
+            }
+        }
+        type Value = fn(&contained::Start) -> f64;
+        let columns: [Value; 2] = [|s| s.first_packet_ms, |s| s.runtime_ms];
+        for (name, value) in names.into_iter().zip(columns) {
+            if self.wanted(name) {
+                let [ours, peer] = starts.each_ref().map(|s| s.iter().map(value).collect::<Vec<_>>());
+                let row = Row::paired(name, None, "ms", Some("DPDK virtio_user"), &ours, &peer);
+                self.report.add(row);
+            }
+        }
+        Ok(())
+    }
+
     /// Ours on both sides against sockets on a veth pair, everything spinning.
     fn kernel(&mut self) -> Result<()> {
         let dir = self.scratch.dir().to_owned();
-        let mut ours = ours::Both::start(&dir, "k", self.front_cpus(), self.cpus, 256)?;
+        let mut ours = ours::Both::start(&dir, "k", self.front_cpus(), self.cpus, 256, &variants::OURS[0])?;
         for (spec, text, who) in [
             ("udp", "udp", "UDP over veth"),
             ("packet", "af_packet", "AF_PACKET over veth"),
         ] {
-            for bytes in SIZES {
+            for &bytes in self.sizes() {
                 // The veth's MTU of 1500 and the Ethernet header.
                 let bytes = bytes.min(1514);
                 for (load, suffix) in [(format!("tx {bytes}"), "tx"), (format!("latency {bytes} 1"), "latency")] {
@@ -469,8 +569,8 @@ impl Bench<'_> {
                     let mut peer = Alone::new(worker, &load, trips)?;
                     let row = if trips.is_some() {
                         ours.prepare_latency(1, bytes)?;
-                        let result =
-                            windows::compare(&self.plan, &mut ours::BothTrips(&mut ours, Percentile::P50), &mut peer);
+                        let mut ours = ours::BothTrips(&mut ours, Percentile::P50);
+                        let result = windows::compare(&self.plan, &mut self.patience, &mut ours, &mut peer);
                         Row::compared(&name, bytes, "ns", false, who, result)
                     } else {
                         ours.prepare(Load::Tx, bytes)?;
@@ -480,7 +580,7 @@ impl Bench<'_> {
                             "Mpps",
                             true,
                             who,
-                            windows::compare(&self.plan, &mut ours, &mut peer),
+                            windows::compare(&self.plan, &mut self.patience, &mut ours, &mut peer),
                         )
                     };
                     process::check_interrupted()?;
@@ -491,35 +591,12 @@ impl Bench<'_> {
         Ok(())
     }
 
-    fn instructions(&mut self) -> Result<()> {
-        if which("valgrind").is_none() {
-            bail!("valgrind is missing: cargo xtask peers");
-        }
-        let dir = self.scratch.dir().to_owned();
-        let sizes = if self.options.quick { &SIZES[..1] } else { &SIZES[..] };
-        for &bytes in sizes {
-            for (call, instructions) in instructions::measure(&dir, bytes)? {
-                let name = format!("instructions.{call}");
-                if self.wanted(&name) {
-                    self.report.add(Row::paired(
-                        &name,
-                        Some(bytes),
-                        "instructions/packet",
-                        None,
-                        &[instructions],
-                        &[],
-                    ));
-                }
-            }
-        }
-        Ok(())
-    }
-
     /// DPDK's own pair and the bare ring.
     fn baseline(&mut self) -> Result<()> {
         self.limit()?;
         let testpmd = self.testpmd()?;
-        let mut pair = dpdk::Pair::start(&testpmd, "d", (self.front("df")?, self.back("db")?), QUEUE)?;
+        let places = (self.front("df")?, self.back("db")?);
+        let mut pair = dpdk::Pair::start(&testpmd, "d", places, throughput::QUEUE, &variants::VIRTIO_USER[0])?;
         for bytes in SIZES {
             for load in Load::ALL {
                 pair.prepare(load, bytes)?;

@@ -11,6 +11,7 @@ use super::dpdk::{self, Place};
 use super::latency::Percentile;
 use super::load::{Counted, Load};
 use super::protocol::{Counts, Worker};
+use super::variants::{Busy, Choice, Look, Subject};
 use super::windows::Variant;
 use crate::peers::Program;
 use crate::peers::testpmd::Testpmd;
@@ -30,26 +31,31 @@ pub fn worker_command(mode: &str, spec: &str, cpus: (usize, usize)) -> Result<Co
     Ok(command)
 }
 
-fn worker(name: &str, spec: &str, cpus: (usize, usize)) -> Result<Worker> {
-    Worker::new(Process::spawn(
-        name,
-        worker_command("run", spec, cpus)?,
-        &Surroundings::default(),
-    )?)
+/// A port that is driven as it is told; `more` are arguments of [`WorkerArguments`](super::WorkerArguments).
+pub fn worker(name: &str, spec: &str, cpus: (usize, usize), more: &[&str]) -> Result<Worker> {
+    worker_in("run", name, spec, cpus, more)
 }
 
-/// A front-end of ours.
-pub fn front_end(name: &str, socket: &Path, queue_size: u16, cpus: (usize, usize)) -> Result<Worker> {
+/// Another of the programs that speak the protocol.
+pub fn worker_in(mode: &str, name: &str, spec: &str, cpus: (usize, usize), more: &[&str]) -> Result<Worker> {
+    let mut command = worker_command(mode, spec, cpus)?;
+    command.args(more);
+    Worker::new(Process::spawn(name, command, &Surroundings::default())?)
+}
+
+/// A front-end of ours; `keys` as a [`Choice`] has them.
+pub fn front_end(name: &str, socket: &Path, queue_size: u16, keys: &str, cpus: (usize, usize)) -> Result<Worker> {
     worker(
         name,
-        &format!("virtio-user,path={},queue_size={queue_size}", socket.display()),
+        &format!("virtio-user,path={},queue_size={queue_size}{keys}", socket.display()),
         cpus,
+        &[],
     )
 }
 
 /// A back-end of ours.
 pub fn back_end(name: &str, socket: &Path, cpus: (usize, usize)) -> Result<Worker> {
-    worker(name, &format!("vhost,path={}", socket.display()), cpus)
+    worker(name, &format!("vhost,path={}", socket.display()), cpus, &[])
 }
 
 /// What a front-end does.
@@ -75,6 +81,7 @@ pub struct OnDpdk {
     front: Worker,
     back: Testpmd,
     load: Load,
+    look: Look,
 }
 
 impl OnDpdk {
@@ -85,27 +92,17 @@ impl OnDpdk {
         front_cpus: (usize, usize),
         back: Place,
         queue_size: u16,
+        choice: &Choice,
     ) -> Result<Self> {
         let socket = back.dir.join(format!("{tag}.sock"));
         let back = dpdk::back_end(program, &format!("{tag}b"), back, &socket)?;
-        let front = front_end("our front-end", &socket, queue_size, front_cpus)?;
+        let front = front_end("our front-end", &socket, queue_size, choice.keys, front_cpus)?;
         Ok(OnDpdk {
             front,
             back,
             load: Load::Tx,
+            look: Look::default(),
         })
-    }
-
-    /// Sets a load up, and leaves it stopped.
-    pub fn prepare(&mut self, load: Load, size: usize) -> Result<()> {
-        self.run(true)?;
-        self.front.load("rx")?;
-        dpdk::drain(&mut self.back)?;
-        crate::process::sleep(Duration::from_millis(50))?;
-        dpdk::load_back_end(&mut self.back, load, size)?;
-        self.front.load(&front_load(load, size))?;
-        self.load = load;
-        self.run(false)
     }
 
     /// Sets round trips up, and leaves them stopped.
@@ -122,6 +119,34 @@ impl OnDpdk {
     /// The front-end, for its round trips.
     pub fn front(&mut self) -> &mut Worker {
         &mut self.front
+    }
+}
+
+impl Subject for OnDpdk {
+    fn prepare(&mut self, load: Load, size: usize) -> Result<()> {
+        self.run(true)?;
+        self.front.load("rx")?;
+        dpdk::drain(&mut self.back)?;
+        crate::process::sleep(Duration::from_millis(50))?;
+        dpdk::load_back_end(&mut self.back, load, size)?;
+        self.front.load(&front_load(load, size))?;
+        self.load = load;
+        self.run(false)
+    }
+
+    fn begin_polls(&mut self) -> Result<()> {
+        self.back.record_polls(true)?;
+        self.look.begin(self.front.polls()?);
+        Ok(())
+    }
+
+    fn end_polls(&mut self) -> Result<Busy> {
+        let busy = Busy {
+            front: self.look.end(self.front.polls()?),
+            back: self.back.busy(self.load == Load::Rx)?,
+        };
+        self.back.record_polls(false)?;
+        Ok(busy)
     }
 }
 
@@ -155,24 +180,44 @@ pub struct Both {
     back: Worker,
     load: Load,
     begun: Option<Counts>,
+    looks: (Look, Look),
 }
 
 impl Both {
     /// Starts both, with the CPUs of their commands and their driving threads.
-    pub fn start(dir: &Path, tag: &str, front: (usize, usize), back: (usize, usize), queue_size: u16) -> Result<Self> {
+    pub fn start(
+        dir: &Path,
+        tag: &str,
+        front: (usize, usize),
+        back: (usize, usize),
+        queue_size: u16,
+        choice: &Choice,
+    ) -> Result<Self> {
         let socket = dir.join(format!("{tag}.sock"));
         let back = back_end("our back-end", &socket, back)?;
-        let front = front_end("our front-end", &socket, queue_size, front)?;
-        Ok(Both {
+        let front = front_end("our front-end", &socket, queue_size, choice.keys, front)?;
+        Ok(Both::of(front, back))
+    }
+
+    /// Of two that were started.
+    pub fn of(front: Worker, back: Worker) -> Self {
+        Both {
             front,
             back,
             load: Load::Tx,
             begun: None,
-        })
+            looks: Default::default(),
+        }
     }
 
-    /// Sets a load up, and leaves it stopped.
-    pub fn prepare(&mut self, load: Load, size: usize) -> Result<()> {
+    /// The front-end and the back-end.
+    pub fn workers(&mut self) -> (&mut Worker, &mut Worker) {
+        (&mut self.front, &mut self.back)
+    }
+}
+
+impl Subject for Both {
+    fn prepare(&mut self, load: Load, size: usize) -> Result<()> {
         self.run(true)?;
         self.front.load("rx")?;
         self.back.load("rx")?;
@@ -181,6 +226,19 @@ impl Both {
         self.front.load(&front_load(load, size))?;
         self.load = load;
         self.run(false)
+    }
+
+    fn begin_polls(&mut self) -> Result<()> {
+        self.looks.0.begin(self.front.polls()?);
+        self.looks.1.begin(self.back.polls()?);
+        Ok(())
+    }
+
+    fn end_polls(&mut self) -> Result<Busy> {
+        Ok(Busy {
+            front: self.looks.0.end(self.front.polls()?),
+            back: self.looks.1.end(self.back.polls()?),
+        })
     }
 }
 

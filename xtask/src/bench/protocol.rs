@@ -4,7 +4,8 @@
 //! |---|---|
 //! | `load NAME SIZE [IN_FLIGHT]` | `ok` |
 //! | `stats` | `stats RX TX NANOSECONDS`: packets so far, and the time of the count |
-//! | `latency` | `latency COUNT P50 P99`: round trips since the last such line, in nanoseconds |
+//! | `polls` | `polls CALLS BUSY CYCLES PACKETS`: see [`Polls`] |
+//! | `latency` | `latency COUNT P50 P99 P999`: round trips since the last such line, in nanoseconds |
 //!
 //! A program first says `ready`. The end of its input ends it.
 
@@ -28,6 +29,37 @@ pub struct Counts {
     pub at: u64,
 }
 
+/// What a program's polls did, so far. A sender's poll is a call that sends, anybody else's one that receives.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Polls {
+    /// All of them.
+    pub calls: u64,
+    /// Those that moved packets.
+    pub busy: u64,
+    /// Cycles of the time stamp counter in rounds that moved packets, if the program was told to measure them; rounds
+    /// that were interrupted do not count.
+    pub cycles: u64,
+    /// Packets that these rounds moved.
+    pub packets: u64,
+}
+
+impl Polls {
+    /// Since then.
+    pub fn since(self, then: Polls) -> Polls {
+        Polls {
+            calls: self.calls.wrapping_sub(then.calls),
+            busy: self.busy.wrapping_sub(then.busy),
+            cycles: self.cycles.wrapping_sub(then.cycles),
+            packets: self.packets.wrapping_sub(then.packets),
+        }
+    }
+
+    /// The share that moved packets.
+    pub fn share(self) -> Option<f64> {
+        (self.calls > 0).then(|| self.busy as f64 / self.calls as f64)
+    }
+}
+
 /// Round trips.
 #[derive(Clone, Copy, Debug)]
 pub struct Latency {
@@ -37,6 +69,8 @@ pub struct Latency {
     pub p50: f64,
     /// 99th percentile in nanoseconds.
     pub p99: f64,
+    /// One in a thousand is worse, in nanoseconds.
+    pub p999: f64,
 }
 
 /// A program that speaks this way.
@@ -79,6 +113,24 @@ impl Worker {
         }
     }
 
+    /// What its polls did, so far.
+    pub fn polls(&mut self) -> Result<Polls> {
+        let numbers = self.ask("polls", "polls ")?;
+        match numbers
+            .split_whitespace()
+            .map(str::parse)
+            .collect::<Result<Vec<u64>, _>>()?[..]
+        {
+            [calls, busy, cycles, packets] => Ok(Polls {
+                calls,
+                busy,
+                cycles,
+                packets,
+            }),
+            _ => bail!("{} answered \"polls {numbers}\"", self.process.name()),
+        }
+    }
+
     /// Round trips since the last time.
     pub fn latency(&mut self) -> Result<Latency> {
         let numbers = self.ask("latency", "latency ")?;
@@ -87,10 +139,11 @@ impl Worker {
             .map(str::parse)
             .collect::<Result<Vec<f64>, _>>()?[..]
         {
-            [count, p50, p99] => Ok(Latency {
+            [count, p50, p99, p999] => Ok(Latency {
                 count: count as u64,
                 p50,
                 p99,
+                p999,
             }),
             _ => bail!("{} answered \"latency {numbers}\"", self.process.name()),
         }

@@ -7,11 +7,13 @@ use anyhow::{Context as _, Result};
 use serde::Serialize;
 
 use super::cores::Regime;
+use super::scale::Point;
 use super::stats::{Spread, median};
-use super::windows::{Comparison, reasons};
+use super::variants::Busy;
+use super::windows::{Comparison, Launch, reasons};
 
 /// The version of the JSON's form. It rises when a field changes its meaning or goes.
-pub const SCHEMA: &str = "usernic.bench/1";
+pub const SCHEMA: &str = "usernic.bench/2";
 
 /// One metric's result.
 #[derive(Clone, Debug, Serialize)]
@@ -28,16 +30,24 @@ pub struct Row {
     pub ours: Option<f64>,
     /// The peer's, and who that is.
     pub peer: Option<f64>,
-    /// Who the peer is.
-    pub peer_name: Option<&'static str>,
+    /// Our variant.
+    pub ours_name: Option<String>,
+    /// Who the peer is, and its variant.
+    pub peer_name: Option<String>,
     /// Pairwise ratios, ours to peer's.
     pub ratio: Option<Spread>,
+    /// The best variants' shares of polls that moved packets.
+    pub busy: Option<BusyOf>,
+    /// Ours to the bare ring between the same CPUs that copies as many bytes.
+    pub of_limit: Option<Spread>,
     /// The CPUs' distance.
     pub regime: Option<Regime>,
     /// Median round trip of a cache line in nanoseconds.
     pub round_trip_ns: Option<f64>,
     /// Pairs, or single measurements, that count.
     pub pairs: usize,
+    /// The launches that they come from.
+    pub launches: Vec<Launch>,
     /// Windows that were dropped, by reason.
     pub dropped: BTreeMap<String, usize>,
     /// Why there is no result.
@@ -53,11 +63,15 @@ impl Row {
             more_is_better,
             ours: None,
             peer: None,
+            ours_name: None,
             peer_name: None,
+            busy: None,
+            of_limit: None,
             ratio: None,
             regime: None,
             round_trip_ns: None,
             pairs: 0,
+            launches: Vec::new(),
             dropped: BTreeMap::new(),
             error: None,
         }
@@ -69,16 +83,18 @@ impl Row {
         bytes: usize,
         unit: &'static str,
         more_is_better: bool,
-        peer_name: &'static str,
+        peer_name: &str,
         result: Result<Comparison>,
     ) -> Self {
         let mut row = Self::empty(metric, Some(bytes), unit, more_is_better);
-        row.peer_name = Some(peer_name);
+        row.peer_name = Some(peer_name.to_owned());
         match result {
             Ok(c) => {
                 row.ours = Some(c.ours);
                 row.peer = Some(c.peer);
                 row.ratio = Some(c.ratio);
+                row.of_limit = c.of_limit;
+                row.launches = c.launches;
                 row.regime = Some(c.regime);
                 row.round_trip_ns = Some(c.round_trip_ns);
                 row.pairs = c.pairs;
@@ -94,12 +110,12 @@ impl Row {
         metric: &str,
         bytes: Option<usize>,
         unit: &'static str,
-        peer_name: Option<&'static str>,
+        peer_name: Option<&str>,
         ours: &[f64],
         peer: &[f64],
     ) -> Self {
         let mut row = Self::empty(metric, bytes, unit, false);
-        row.peer_name = peer_name.filter(|_| !peer.is_empty());
+        row.peer_name = peer_name.filter(|_| !peer.is_empty()).map(str::to_owned);
         row.pairs = ours.len();
         row.ours = Some(median(ours)).filter(|m| m.is_finite());
         row.peer = Some(median(peer)).filter(|m| m.is_finite());
@@ -151,14 +167,92 @@ impl Row {
         } else {
             format!("; dropped: {}", reasons(&self.dropped))
         };
-        format!(
-            "{name}  {:>9} {:>9} {:<20} {ratio:<46} {regime:<4} {:>2}{dropped}",
+        let launches = match self.launches.len() {
+            0 | 1 => String::new(),
+            n => format!("/{n}"),
+        };
+        let mut line = format!(
+            "{name}  {:>9} {:>9} {:<20} {ratio:<46} {regime:<4} {:>4}{dropped}",
             number(self.ours),
             number(self.peer),
             self.unit,
-            self.pairs
-        )
+            format!("{}{launches}", self.pairs)
+        );
+        let mut more = Vec::new();
+        if let (Some(ours), Some(peer)) = (&self.ours_name, &self.peer_name) {
+            more.push(format!("{ours} against {peer}"));
+        }
+        if let Some(busy) = &self.busy {
+            more.push(format!(
+                "busy polls, front/back: ours {}, peer {}",
+                busy.ours, busy.peer
+            ));
+        }
+        if let Some(of) = &self.of_limit {
+            more.push(format!(
+                "{:.2} of the bare ring (quartiles {:.2} {:.2})",
+                of.median, of.q1, of.q3
+            ));
+        }
+        if !more.is_empty() {
+            line += &format!("\n{:<38}{}", "", more.join("; "));
+        }
+        line
     }
+}
+
+/// The shares of busy polls of both sides of a comparison.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct BusyOf {
+    /// Ours.
+    pub ours: Busy,
+    /// The peer's.
+    pub peer: Busy,
+}
+
+impl std::fmt::Display for Busy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let percent = |share: Option<f64>| share.map_or("-".to_owned(), |s| format!("{:.0}", s * 100.0));
+        write!(f, "{}/{} %", percent(self.front), percent(self.back))
+    }
+}
+
+/// What scouting found of a variant.
+#[derive(Clone, Debug, Serialize)]
+pub struct Scouted {
+    /// The metrics that it was for.
+    pub metric: String,
+    /// Frame length.
+    pub bytes: usize,
+    /// `ours` or `peer`.
+    pub side: &'static str,
+    /// The variant.
+    pub variant: &'static str,
+    /// To the side's first variant, pair by pair: the median.
+    pub to_first: Option<f64>,
+    /// Pairs that count.
+    pub pairs: usize,
+    /// The CPUs' distance.
+    pub regime: Option<Regime>,
+    /// Whether it was taken.
+    pub best: bool,
+    /// Why there is no value.
+    pub error: Option<String>,
+}
+
+/// Instructions a packet of one variant.
+#[derive(Clone, Debug, Serialize)]
+pub struct Counted {
+    /// `tx`, `rx`, `alloc` or `free`.
+    pub call: &'static str,
+    /// Frame length.
+    pub bytes: usize,
+    /// `ours` or `peer`.
+    pub side: &'static str,
+    /// The variant.
+    pub variant: &'static str,
+    /// For each packet.
+    pub instructions: f64,
 }
 
 fn decimals(value: f64) -> usize {
@@ -190,6 +284,12 @@ pub struct Report {
     quick: bool,
     /// The rows.
     pub rows: Vec<Row>,
+    /// What the variants of the rows were chosen by.
+    pub scouted: Vec<Scouted>,
+    /// Instructions a packet of all variants.
+    pub counted: Vec<Counted>,
+    /// How it scales.
+    pub scale: Vec<Point>,
 }
 
 impl Report {
@@ -216,6 +316,9 @@ impl Report {
             peer,
             quick,
             rows: Vec::new(),
+            scouted: Vec::new(),
+            counted: Vec::new(),
+            scale: Vec::new(),
         }
     }
 

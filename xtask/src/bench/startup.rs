@@ -84,6 +84,17 @@ pub fn probe_command(
     command
 }
 
+/// The same in a container of uid 65534 that has huge pages and nothing writable: what makes EAL start there.
+pub fn contained_probe_command(program: &Path, socket: &Path, cpu: usize) -> Command {
+    let mut command = Command::new(program);
+    command.args(["--lcores", &format!("0@{cpu}"), "--no-pci", "--no-telemetry"]);
+    command.args(["--in-memory", "--single-file-segments", "-m", "64"]);
+    command
+        .arg(format!("--vdev={}", testpmd::virtio_user(0, socket, 256, "")))
+        .args(["--", "first"]);
+    command
+}
+
 /// The back-end that all starts use, and its socket.
 pub struct Reflector {
     _worker: Worker,
@@ -96,7 +107,7 @@ impl Reflector {
     /// Starts it: its polling thread on the second CPU.
     pub fn start(dir: &Path, cpus: (usize, usize)) -> Result<Self> {
         let socket = dir.join("first.sock");
-        let mut worker = super::ours::back_end("our back-end", &socket, (cpus.0, cpus.1))?;
+        let mut worker = super::ours::back_end("our back-end", &socket, cpus)?;
         worker.load("io")?;
         Ok(Reflector {
             _worker: worker,
@@ -104,6 +115,11 @@ impl Reflector {
             dir: dir.to_owned(),
             cpus,
         })
+    }
+
+    /// Where it listens.
+    pub fn socket(&self) -> &Path {
+        &self.socket
     }
 
     fn command(&self, who: &Who) -> Result<(Command, Surroundings)> {
@@ -156,11 +172,26 @@ impl Reflector {
 
     /// System calls of one start and its end, all threads, as strace counts them.
     pub fn syscalls(&self, who: &Who, tag: &str) -> Result<u64> {
+        let text = self.traced(who, tag, &["-c", "-U", "calls,name"])?;
+        total_calls(&text).with_context(|| format!("no total in strace's report: {text}"))
+    }
+
+    /// The files that our start looks at: what is between quotation marks in calls that take a path.
+    pub fn files(&self) -> Result<Vec<String>> {
+        let text = self.traced(&Who::Ours, "files", &["-e", "trace=%file"])?;
+        let paths = text.lines().filter_map(|line| line.split('"').nth(1));
+        Ok(paths.map(str::to_owned).collect())
+    }
+
+    /// One start and its end, all threads, under strace: what it reports.
+    fn traced(&self, who: &Who, tag: &str, options: &[&str]) -> Result<String> {
         let (plain, surroundings) = self.command(who)?;
         let report = self.dir.join(format!("strace-{tag}"));
         let mut command = Command::new("strace");
         command
-            .args(["-f", "-c", "-U", "calls,name", "-o"])
+            .arg("-f")
+            .args(options)
+            .arg("-o")
             .arg(&report)
             .arg(plain.get_program())
             .args(plain.get_args());
@@ -173,8 +204,7 @@ impl Reflector {
         process.wait_for("first ", 0, LIMIT)?;
         process.close_stdin();
         process.wait_success(LIMIT)?;
-        let text = std::fs::read_to_string(&report)?;
-        total_calls(&text).with_context(|| format!("no total in strace's report: {text}"))
+        std::fs::read_to_string(&report).with_context(|| report.display().to_string())
     }
 }
 

@@ -18,7 +18,7 @@ pub fn median(values: &[f64]) -> f64 {
 }
 
 /// How ratios spread.
-#[derive(Clone, Copy, Debug, serde::Serialize)]
+#[derive(Clone, Copy, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Spread {
     /// The smallest.
     pub min: f64,

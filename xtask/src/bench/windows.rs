@@ -3,7 +3,8 @@
 //! Each variant is a complete set of processes. All of them are stopped (SIGSTOP) but for the one whose window it is.
 //! Before and after each window the two CPUs' distance is probed, while nothing runs. A window is dropped, and its
 //! reason counted, if the distance changed, or if a thread that forwards waited for its CPU for more than 4 % of the
-//! time. An A and the B after it are a pair if both were kept, in the same regime.
+//! time. An A and the B after it are a pair if both were kept, in the same regime. Pairs of several launches (fresh
+//! processes, fresh memory) are put together; those of the near regime are preferred, and waited for.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -41,14 +42,18 @@ pub struct Plan {
     pub settle: Duration,
     /// The window.
     pub window: Duration,
-    /// Pairs that are wanted.
+    /// Times that both variants are started anew.
+    pub launches: usize,
+    /// Pairs that are wanted of each launch.
     pub pairs: usize,
-    /// Pairs that are tried, at most.
+    /// Pairs that are tried, at most, in each launch.
     pub tries: usize,
-    /// The time that this may take, at most.
+    /// The time that a launch may take, at most, without what it waits for near cores.
     pub limit: Duration,
     /// The part of a window for which a busy thread may wait: [`WAIT_AT_MOST`], but for a trial on a busy machine.
     pub wait_at_most: f64,
+    /// Whether pairs in the near regime are waited for.
+    pub near: bool,
 }
 
 /// What came of it.
@@ -60,14 +65,33 @@ pub struct Comparison {
     pub peer: f64,
     /// Pairwise ratios, ours to peer's.
     pub ratio: Spread,
+    /// Ours to a window of the bare ring beside it, pair by pair.
+    pub of_limit: Option<Spread>,
     /// The CPUs' distance in these pairs.
     pub regime: Regime,
     /// Median round trip of a cache line in nanoseconds.
     pub round_trip_ns: f64,
     /// Pairs that count.
     pub pairs: usize,
+    /// The same of each launch.
+    pub launches: Vec<Launch>,
     /// Windows that were dropped, by reason.
     pub dropped: BTreeMap<String, usize>,
+}
+
+/// The pairs of one launch.
+#[derive(Clone, Copy, Debug, serde::Serialize)]
+pub struct Launch {
+    /// Its number, from 0.
+    pub launch: usize,
+    /// Pairs that count.
+    pub pairs: usize,
+    /// Median of ours.
+    pub ours: f64,
+    /// Median of the peer's.
+    pub peer: f64,
+    /// Median of the pairwise ratios.
+    pub ratio: f64,
 }
 
 struct Window {
@@ -76,49 +100,169 @@ struct Window {
     round_trip: f64,
 }
 
-/// Alternates until there are pairs enough in one regime.
-pub fn compare(plan: &Plan, ours: &mut dyn Variant, peer: &mut dyn Variant) -> Result<Comparison> {
-    let mut dropped = BTreeMap::new();
-    let mut pairs: BTreeMap<Regime, Vec<(f64, f64, f64)>> = BTreeMap::new();
-    let enough = |pairs: &BTreeMap<Regime, Vec<_>>| pairs.values().any(|p: &Vec<_>| p.len() >= plan.pairs);
-    let start = Instant::now();
-    let mut before = probe(plan)?;
-    for _ in 0..plan.tries {
-        if enough(&pairs) || start.elapsed() > plan.limit {
-            break;
-        }
-        let a = window(plan, ours, &mut before, &mut dropped)?;
-        let b = window(plan, peer, &mut before, &mut dropped)?;
-        match (a, b) {
-            (Some(a), Some(b)) if a.regime == b.regime => {
-                let trip = (a.round_trip + b.round_trip) / 2.0;
-                pairs.entry(a.regime).or_default().push((a.value, b.value, trip));
+#[derive(Clone, Copy)]
+struct Pair {
+    launch: usize,
+    ours: f64,
+    peer: f64,
+    limit: Option<f64>,
+    round_trip: f64,
+}
+
+/// The pairs of a metric, over its launches.
+#[derive(Default)]
+pub struct Pairs {
+    kept: BTreeMap<Regime, Vec<Pair>>,
+    dropped: BTreeMap<String, usize>,
+    launches: usize,
+}
+
+impl Pairs {
+    /// One launch's pairs: alternates until there are enough, in the near regime if it can be had. `patience` is how
+    /// long this run may still wait for near cores, in all. The bare ring, if given, has a window beside each pair.
+    pub fn launch(
+        &mut self,
+        plan: &Plan,
+        patience: &mut Duration,
+        ours: &mut dyn Variant,
+        peer: &mut dyn Variant,
+        mut limit: Option<&mut dyn Variant>,
+    ) -> Result<()> {
+        let launch = self.launches;
+        self.launches += 1;
+        let mut waited = Duration::ZERO;
+        let mut tried = 0;
+        let start = Instant::now();
+        let mut before = probe(plan)?;
+        while tried < plan.tries && start.elapsed() < plan.limit + waited {
+            let near = self.of_launch(Regime::Near, launch);
+            let far = self.of_launch(Regime::Far, launch);
+            if near >= plan.pairs || (far >= plan.pairs && (!plan.near || patience.is_zero())) {
+                break;
             }
-            (Some(_), Some(_)) => count(&mut dropped, "regime differs within the pair", 2),
-            (None, None) => {}
-            _ => count(&mut dropped, "its partner was dropped", 1),
+            if far >= plan.pairs && before.regime == Regime::Far {
+                let pause = Duration::from_millis(200).min(*patience);
+                process::sleep(pause)?;
+                (*patience, waited) = (*patience - pause, waited + pause);
+                before = probe(plan)?;
+                continue;
+            }
+            tried += 1;
+            let dropped = &mut self.dropped;
+            let a = window(plan, ours, &mut before, dropped)?;
+            let b = window(plan, peer, &mut before, dropped)?;
+            let c = match &mut limit {
+                Some(limit) => Some(window(&plan.bare(), *limit, &mut before, dropped)?),
+                None => None,
+            };
+            match (a, b) {
+                (Some(a), Some(b)) if a.regime == b.regime => {
+                    let beside = c.flatten().filter(|c| c.regime == a.regime);
+                    self.kept.entry(a.regime).or_default().push(Pair {
+                        launch,
+                        ours: a.value,
+                        peer: b.value,
+                        limit: beside.map(|c| c.value),
+                        round_trip: (a.round_trip + b.round_trip) / 2.0,
+                    });
+                }
+                (Some(_), Some(_)) => count(dropped, "regime differs within the pair", 2),
+                (None, None) => {}
+                _ => count(dropped, "its partner was dropped", 1),
+            }
+        }
+        Ok(())
+    }
+
+    fn of_launch(&self, regime: Regime, launch: usize) -> usize {
+        let pairs = self.kept.get(&regime).into_iter().flatten();
+        pairs.filter(|p| p.launch == launch).count()
+    }
+
+    /// What the pairs say: those of the near regime if there are as many as wanted, or no fewer than of the far one.
+    pub fn compare(self, plan: &Plan) -> Result<Comparison> {
+        let len = |regime| self.kept.get(&regime).map_or(0, Vec::len);
+        let (near, far) = (len(Regime::Near), len(Regime::Far));
+        let regime = if near > 0 && (near >= plan.pairs * plan.launches || near >= far) {
+            Regime::Near
+        } else {
+            Regime::Far
+        };
+        let Some(pairs) = self.kept.get(&regime) else {
+            bail!("no pair of windows was fit to compare: {}", reasons(&self.dropped));
+        };
+        let column = |f: fn(&Pair) -> f64| pairs.iter().map(f).collect::<Vec<_>>();
+        let launches = (0..self.launches).filter_map(|launch| {
+            let of: Vec<&Pair> = pairs.iter().filter(|p| p.launch == launch).collect();
+            let column = |f: fn(&Pair) -> f64| median(&of.iter().map(|p| f(p)).collect::<Vec<_>>());
+            (!of.is_empty()).then(|| Launch {
+                launch,
+                pairs: of.len(),
+                ours: column(|p| p.ours),
+                peer: column(|p| p.peer),
+                ratio: column(|p| p.ours / p.peer),
+            })
+        });
+        let of_limit: Vec<f64> = pairs.iter().filter_map(|p| Some(p.ours / p.limit?)).collect();
+        let mut dropped = self.dropped;
+        let other = near + far - pairs.len();
+        if other > 0 {
+            count(&mut dropped, "of the other regime", 2 * other);
+        }
+        Ok(Comparison {
+            ours: median(&column(|p| p.ours)),
+            peer: median(&column(|p| p.peer)),
+            ratio: Spread::of(&column(|p| p.ours / p.peer)),
+            of_limit: (!of_limit.is_empty()).then(|| Spread::of(&of_limit)),
+            regime,
+            round_trip_ns: median(&column(|p| p.round_trip)),
+            pairs: pairs.len(),
+            launches: launches.collect(),
+            dropped,
+        })
+    }
+}
+
+impl Plan {
+    /// For the bare ring, which runs within [`Variant::end`].
+    pub fn bare(&self) -> Self {
+        Plan {
+            settle: Duration::ZERO,
+            window: Duration::ZERO,
+            ..*self
         }
     }
-    // Most pairs; near, if there are as many of each.
-    let Some((regime, pairs)) = pairs.into_iter().rev().max_by_key(|(_, p)| p.len()) else {
-        bail!("no pair of windows was fit to compare: {}", reasons(&dropped));
-    };
-    let column = |f: fn(&(f64, f64, f64)) -> f64| pairs.iter().map(f).collect::<Vec<_>>();
-    Ok(Comparison {
-        ours: median(&column(|p| p.0)),
-        peer: median(&column(|p| p.1)),
-        ratio: Spread::of(&column(|p| p.0 / p.1)),
-        regime,
-        round_trip_ns: median(&column(|p| p.2)),
-        pairs: pairs.len(),
-        dropped,
-    })
+
+    /// Of one launch that has all the pairs.
+    pub fn at_once(&self) -> Self {
+        Plan {
+            launches: 1,
+            pairs: self.pairs * self.launches,
+            tries: self.tries * self.launches,
+            limit: self.limit * self.launches as u32,
+            ..*self
+        }
+    }
+}
+
+/// All pairs in one launch.
+pub fn compare(
+    plan: &Plan,
+    patience: &mut Duration,
+    ours: &mut dyn Variant,
+    peer: &mut dyn Variant,
+) -> Result<Comparison> {
+    let plan = plan.at_once();
+    let mut pairs = Pairs::default();
+    pairs.launch(&plan, patience, ours, peer, None)?;
+    pairs.compare(&plan)
 }
 
 /// Medians of one variant alone, where there is nothing to compare with: as many windows as a comparison has pairs.
 pub fn alone(plan: &Plan, variant: &mut dyn Variant) -> Result<(f64, Regime, usize)> {
     let mut dropped = BTreeMap::new();
     let mut values: BTreeMap<Regime, Vec<f64>> = BTreeMap::new();
+    let plan = &plan.at_once();
     let mut before = probe(plan)?;
     for _ in 0..plan.tries {
         if values.values().any(|v| v.len() >= plan.pairs) {
@@ -187,7 +331,7 @@ fn window(
 }
 
 /// Nanoseconds that each thread ran and waited.
-fn schedstat(pids: &[rustix::process::Pid]) -> BTreeMap<String, (u64, u64)> {
+pub(super) fn schedstat(pids: &[rustix::process::Pid]) -> BTreeMap<String, (u64, u64)> {
     let mut found = BTreeMap::new();
     for pid in pids {
         let tasks = format!("/proc/{}/task", pid.as_raw_nonzero());
@@ -203,7 +347,11 @@ fn schedstat(pids: &[rustix::process::Pid]) -> BTreeMap<String, (u64, u64)> {
 }
 
 /// The largest part of the window for which a busy thread waited.
-fn longest_wait(before: &BTreeMap<String, (u64, u64)>, after: &BTreeMap<String, (u64, u64)>, took: Duration) -> f64 {
+pub(super) fn longest_wait(
+    before: &BTreeMap<String, (u64, u64)>,
+    after: &BTreeMap<String, (u64, u64)>,
+    took: Duration,
+) -> f64 {
     let took = took.as_nanos() as f64;
     after
         .iter()
@@ -257,21 +405,64 @@ mod tests {
             cpus,
             settle: ms(0),
             window: ms(1),
-            pairs: 3,
-            tries: 200,
-            limit: ms(20_000),
+            launches: 2,
+            pairs: 2,
+            tries: 100,
+            limit: ms(10_000),
             wait_at_most: 1.0,
+            near: false,
         };
-        let result = compare(&plan, &mut Fixed(3.0), &mut Fixed(2.0)).unwrap();
-        assert_eq!(
-            (result.ours, result.peer, result.ratio.median, result.pairs),
-            (3.0, 2.0, 1.5, 3)
-        );
-        assert!(
-            compare(&plan, &mut Fixed(0.0), &mut Fixed(2.0))
-                .unwrap_err()
-                .to_string()
-                .contains("nothing arrived")
-        );
+        let mut pairs = Pairs::default();
+        let mut no_patience = Duration::ZERO;
+        for _ in 0..plan.launches {
+            let limit: Option<&mut dyn Variant> = Some(&mut Fixed(6.0));
+            pairs
+                .launch(&plan, &mut no_patience, &mut Fixed(3.0), &mut Fixed(2.0), limit)
+                .unwrap();
+        }
+        let result = pairs.compare(&plan).unwrap();
+        assert_eq!((result.ours, result.peer, result.ratio.median), (3.0, 2.0, 1.5));
+        assert_eq!(result.of_limit.unwrap().median, 0.5);
+        assert!(result.pairs >= 2 && result.launches.iter().map(|l| l.pairs).sum::<usize>() == result.pairs);
+        let nothing = compare(&plan, &mut no_patience, &mut Fixed(0.0), &mut Fixed(2.0));
+        assert!(nothing.unwrap_err().to_string().contains("nothing arrived"));
+    }
+
+    #[test]
+    fn near_pairs_count_if_there_are_enough_of_them() {
+        let pair = |ours| Pair {
+            launch: 0,
+            ours,
+            peer: 1.0,
+            limit: None,
+            round_trip: 50.0,
+        };
+        let of = |near: usize, far: usize| {
+            let kept = BTreeMap::from([
+                (Regime::Near, vec![pair(2.0); near]),
+                (Regime::Far, vec![pair(3.0); far]),
+            ]);
+            let pairs = Pairs {
+                kept,
+                launches: 1,
+                ..Pairs::default()
+            };
+            let plan = Plan {
+                cpus: (0, 1),
+                settle: Duration::ZERO,
+                window: Duration::ZERO,
+                launches: 1,
+                pairs: 3,
+                tries: 1,
+                limit: Duration::ZERO,
+                wait_at_most: 1.0,
+                near: true,
+            };
+            pairs.compare(&plan).unwrap()
+        };
+        assert_eq!((of(3, 9).regime, of(3, 9).ours), (Regime::Near, 2.0));
+        assert_eq!(of(2, 2).regime, Regime::Near);
+        assert_eq!((of(2, 3).regime, of(2, 3).ours), (Regime::Far, 3.0));
+        assert_eq!(of(3, 9).dropped["of the other regime"], 18);
     }
 }

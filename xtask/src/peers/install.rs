@@ -1,7 +1,8 @@
 //! `cargo xtask peers`: gets the peers from this machine's own package manager.
 //!
 //! As root they are installed. Otherwise their packages are downloaded and unpacked into a folder of the target
-//! directory, from where they run with LD_LIBRARY_PATH.
+//! directory, from where they run with LD_LIBRARY_PATH. What the machine in software is made of goes to a cache of its
+//! own, whoever runs this.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,6 +12,8 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 
 use super::{Found, is_root, which};
+use crate::machine::{self, Machine};
+use crate::plugin::sdk::Dpdk;
 use crate::process;
 
 /// A program that the tests or benches use, and the Debian package that brings it.
@@ -40,7 +43,7 @@ const WANTED: &[Wanted] = &[
         what: "DPDK headers",
         probe: &["/usr/include/dpdk/rte_ethdev.h", "/usr/include/rte_ethdev.h"],
         package: "libdpdk-dev",
-        used_by: "bench",
+        used_by: "test, bench",
     },
     Wanted {
         what: "OVS-DPDK",
@@ -58,19 +61,61 @@ const WANTED: &[Wanted] = &[
         what: "gcc",
         probe: &["gcc"],
         package: "gcc",
-        used_by: "bench",
+        used_by: "test, bench",
+    },
+    Wanted {
+        what: "g++",
+        probe: &["g++"],
+        package: "g++",
+        used_by: "test",
+    },
+    Wanted {
+        what: "make",
+        probe: &["make"],
+        package: "make",
+        used_by: "test",
+    },
+    Wanted {
+        what: "flex",
+        probe: &["flex"],
+        package: "flex",
+        used_by: "kernel",
+    },
+    Wanted {
+        what: "bison",
+        probe: &["bison"],
+        package: "bison",
+        used_by: "kernel",
+    },
+    Wanted {
+        what: "bc",
+        probe: &["bc"],
+        package: "bc",
+        used_by: "kernel",
+    },
+    Wanted {
+        what: "xz",
+        probe: &["xz"],
+        package: "xz-utils",
+        used_by: "kernel",
+    },
+    Wanted {
+        what: "libelf headers",
+        probe: &["/usr/include/libelf.h"],
+        package: "libelf-dev",
+        used_by: "kernel",
     },
     Wanted {
         what: "pkg-config",
         probe: &["pkg-config"],
         package: "pkg-config",
-        used_by: "bench",
+        used_by: "test, bench",
     },
     Wanted {
         what: "valgrind",
         probe: &["valgrind"],
         package: "valgrind",
-        used_by: "bench",
+        used_by: "test, bench",
     },
     Wanted {
         what: "strace",
@@ -83,6 +128,24 @@ const WANTED: &[Wanted] = &[
         probe: &["ip"],
         package: "iproute2",
         used_by: "bench",
+    },
+    Wanted {
+        what: "crun",
+        probe: &["crun"],
+        package: "crun",
+        used_by: "test",
+    },
+    Wanted {
+        what: "podman",
+        probe: &["podman"],
+        package: "podman",
+        used_by: "test",
+    },
+    Wanted {
+        what: "nsenter",
+        probe: &["nsenter"],
+        package: "util-linux",
+        used_by: "test",
     },
     Wanted {
         what: "setpriv",
@@ -118,7 +181,7 @@ fn present(wanted: &Wanted, root: &Path) -> Option<PathBuf> {
 }
 
 /// Installs what is missing (unless `check`), prints the table, and says whether all is there.
-pub fn command(root: &Path, check: bool) -> Result<bool> {
+pub fn command(root: &Path, check: bool, full: bool) -> Result<bool> {
     let missing: Vec<&str> = WANTED
         .iter()
         .filter(|w| present(w, root).is_none())
@@ -165,7 +228,49 @@ pub fn command(root: &Path, check: bool) -> Result<bool> {
             wanted.what, version, place, state, wanted.used_by
         );
     }
-    if let Some(trouble) = trouble {
+    let machine = if check { Machine::find() } else { machine::fetch() };
+    match &machine {
+        Ok(machine) => {
+            for (what, version, place) in machine::shown(machine) {
+                println!("{what:<16} {version:<24} {place:<52} {:<9} test", "ready");
+            }
+        }
+        Err(_) => println!("{:<16} {:<24} {:<52} {:<9} test", "QEMU, guest", "-", "-", "missing"),
+    }
+    all &= machine.is_ok();
+    if full && let Ok(machine) = &machine {
+        let kernel = if check {
+            machine::full::find(&machine.guest)
+        } else {
+            machine::full::make(&machine.guest)
+        };
+        let (version, place, state) = match &kernel {
+            Ok(guest) => (guest.version(), guest.kernel.display().to_string(), "ready"),
+            Err(_) => ("-".into(), "-".into(), "missing"),
+        };
+        println!("{:<16} {version:<24} {place:<52} {state:<9} test", "full kernel");
+        all &= kernel.is_ok();
+        trouble = trouble.or(kernel.err());
+    }
+    let sdk = Dpdk::find(None, !check);
+    match &sdk {
+        Ok(dpdk) => {
+            let place = dpdk
+                .headers
+                .as_ref()
+                .map_or("beside the others".into(), |p| p.display().to_string());
+            println!(
+                "{:<16} {:<24} {place:<52} {:<9} test, bench",
+                "driver headers", dpdk.version, "ready"
+            );
+        }
+        Err(_) => println!(
+            "{:<16} {:<24} {:<52} {:<9} test, bench",
+            "driver headers", "-", "-", "missing"
+        ),
+    }
+    all &= sdk.is_ok();
+    for trouble in trouble.into_iter().chain(machine.err()).chain(sdk.err()) {
         eprintln!("\n{trouble:#}");
     }
     let found = Found::search(root);

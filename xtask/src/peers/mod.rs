@@ -1,5 +1,6 @@
 //! The programs that nobody here wrote: where they are, how they are started and stopped.
 
+pub mod engine;
 pub mod install;
 pub mod ovs;
 pub mod testpmd;
@@ -157,7 +158,7 @@ pub fn shown(command: &Command) -> String {
         .join(" ")
 }
 
-/// `cargo xtask peers`.
-pub fn command(root: &Path, check: bool) -> Result<bool> {
-    install::command(root, check)
+/// `cargo xtask peers`; `full`: with a kernel of our own making.
+pub fn command(root: &Path, check: bool, full: bool) -> Result<bool> {
+    install::command(root, check, full)
 }

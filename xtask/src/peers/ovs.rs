@@ -34,6 +34,11 @@ impl Ovs {
     /// Starts database and switch. `run` is an existing, empty directory with a short path; `hugetlbfs` an existing
     /// directory for the switch's own mount, without which it runs with `--no-huge`.
     pub fn start(found: &Found, run: &Path, hugetlbfs: Option<PathBuf>) -> Result<Self> {
+        Self::start_with(found, run, hugetlbfs, None)
+    }
+
+    /// The same with a driver of DPDK's that it loads: a file.
+    pub fn start_with(found: &Found, run: &Path, hugetlbfs: Option<PathBuf>, driver: Option<&Path>) -> Result<Self> {
         let schema = found.schema.as_ref().context("no vswitch.ovsschema")?;
         let mut create = program(&found.ovsdb_tool, "ovsdb-tool")?.command();
         create.arg("create").arg(run.join("conf.db")).arg(schema);
@@ -62,8 +67,14 @@ impl Ovs {
         let plugins = vswitchd
             .plugins()
             .map_or(String::new(), |dir| format!("-d {} ", dir.display()));
+        let driver_name = driver.and_then(Path::file_name).unwrap_or_default().to_string_lossy();
+        let driver_flag = if driver.is_some() {
+            format!("-d {driver_name} ")
+        } else {
+            String::new()
+        };
         let extra = format!(
-            "{plugins}{memory} --no-telemetry --file-prefix=xt{}ovs",
+            "{plugins}{driver_flag}{memory} --no-telemetry --file-prefix=xt{}ovs",
             std::process::id()
         );
         let mut settings = vec![
@@ -83,7 +94,12 @@ impl Ovs {
         set.extend(settings.iter().map(String::as_str));
         vsctl(found, run, &set)?;
 
-        let mut switch = environment(vswitchd, run);
+        let mut vswitchd = vswitchd.clone();
+        if let Some(folder) = driver.and_then(Path::parent) {
+            // By its name alone: EAL refuses paths below /tmp.
+            vswitchd.libraries.insert(0, folder.to_owned());
+        }
+        let mut switch = environment(&vswitchd, run);
         switch.env("XDG_RUNTIME_DIR", run).env("RUNTIME_DIRECTORY", run);
         switch.arg(format!("unix:{}/db.sock", run.display()));
         switch.arg(format!("--unixctl={}/vswitchd.ctl", run.display()));
@@ -116,33 +132,72 @@ impl Ovs {
 
     /// Adds a port that takes frames of up to `mtu` bytes of payload, and gives its socket's path.
     pub fn add_port(&mut self, name: &str, kind: PortKind, mtu: u32) -> Result<PathBuf> {
-        let interface = ["--", "set", "Interface", name];
-        let mtu = format!("mtu_request={mtu}");
-        let number = format!("ofport_request={}", self.ports.len() + 1);
-        let (path, typed, server) = match kind {
-            PortKind::VhostUser => (self.run.join(name), "type=dpdkvhostuser", None),
+        let path = match kind {
+            PortKind::VhostUser => {
+                self.add(name, &["type=dpdkvhostuser"], mtu)?;
+                self.run.join(name)
+            }
             PortKind::VhostUserClient => {
                 let path = self.run.join(format!("{name}.sock"));
-                let server = format!("options:vhost-server-path={}", path.display());
-                (path, "type=dpdkvhostuserclient", Some(server))
+                self.add_client_port(name, &path, mtu)?;
+                path
             }
         };
-        let mut args = vec!["add-port", "br0", name];
-        args.extend(interface);
-        args.extend([typed, &mtu, &number]);
-        args.extend(server.as_deref());
+        Ok(path)
+    }
+
+    /// Adds a port that connects to `path`, where a front-end listens or will.
+    pub fn add_client_port(&mut self, name: &str, path: &Path, mtu: u32) -> Result<()> {
+        let server = format!("options:vhost-server-path={}", path.display());
+        self.add(name, &["type=dpdkvhostuserclient", &server], mtu)
+    }
+
+    /// Adds a port that is a device of DPDK's.
+    pub fn add_device(&mut self, name: &str, device: &str, mtu: u32) -> Result<()> {
+        let device = format!("options:dpdk-devargs=\"{device}\"");
+        self.add(name, &["type=dpdk", &device], mtu)
+    }
+
+    fn add(&mut self, name: &str, settings: &[&str], mtu: u32) -> Result<()> {
+        let mtu = format!("mtu_request={mtu}");
+        let number = format!("ofport_request={}", self.ports.len() + 1);
+        let mut args = vec!["add-port", "br0", name, "--", "set", "Interface", name];
+        args.extend(settings);
+        args.extend([mtu.as_str(), &number]);
         self.vsctl(&args)?;
         let error = self.vsctl(&["get", "Interface", name, "error"])?;
         if error.trim() != "[]" {
             anyhow::bail!("OVS port {name}: {}{}", error.trim(), self.vswitchd.tail());
         }
         self.ports.push(name.to_owned());
-        Ok(path)
+        Ok(())
     }
 
     /// Forwards everything from one port to another (numbers from 1, in the order of [`Ovs::add_port`]).
     pub fn connect(&mut self, from: usize, to: usize) -> Result<()> {
         self.ofctl(&["add-flow"], &[format!("in_port={from},actions=output:{to}")])
+    }
+
+    /// Forwards as a learning bridge does.
+    pub fn learn(&mut self) -> Result<()> {
+        self.ofctl(&["add-flow"], &["actions=NORMAL".to_owned()])
+    }
+
+    /// The socket of its database.
+    pub fn database(&self) -> PathBuf {
+        self.run.join("db.sock")
+    }
+
+    /// Ports of the bridge, and all interfaces of the database but the bridge's own, as names.
+    pub fn names(&self) -> Result<Vec<String>> {
+        let ports = self.vsctl(&["list-ports", "br0"])?;
+        let interfaces = self.vsctl(&["--bare", "--columns=name", "list", "Interface"])?;
+        let lines = ports.lines().chain(interfaces.lines());
+        Ok(lines
+            .map(str::trim)
+            .filter(|n| !n.is_empty() && *n != "br0")
+            .map(str::to_owned)
+            .collect())
     }
 
     /// An interface's statistics, as OVS prints them, for messages.

@@ -31,6 +31,10 @@ pub struct Config {
     pub mbufs: u32,
     /// EAL's run directory: not the machine's, where other users' are.
     pub runtime_dir: PathBuf,
+    /// A driver to load.
+    pub plugin: Option<PathBuf>,
+    /// Further arguments before `--`, for EAL.
+    pub eal: Vec<String>,
     /// Further arguments behind `--`.
     pub extra: Vec<String>,
 }
@@ -46,12 +50,19 @@ impl Config {
             jumbo: false,
             mbufs: 16384,
             runtime_dir: runtime_dir.to_owned(),
+            plugin: None,
+            eal: Vec::new(),
             extra: Vec::new(),
         }
     }
 
     /// The command line.
     pub fn command(&self, program: &Program) -> std::process::Command {
+        let mut program = program.clone();
+        if let Some(folder) = self.plugin.as_deref().and_then(Path::parent) {
+            // By its name alone: EAL refuses paths below /tmp.
+            program.libraries.insert(0, folder.to_owned());
+        }
         let mut command = program.line_buffered();
         command
             .env("XDG_RUNTIME_DIR", &self.runtime_dir)
@@ -78,9 +89,13 @@ impl Config {
         if let Some(plugins) = program.plugins() {
             command.arg("-d").arg(plugins);
         }
+        if let Some(name) = self.plugin.as_deref().and_then(Path::file_name) {
+            command.arg("-d").arg(name);
+        }
         for vdev in &self.vdevs {
             command.arg(format!("--vdev={vdev}"));
         }
+        command.args(&self.eal);
         command
             .arg("--")
             .arg("-i")
@@ -111,6 +126,24 @@ pub fn vhost(index: usize, path: &Path, more: &str) -> String {
 pub fn virtio_user(index: usize, path: &Path, queue_size: u16, more: &str) -> String {
     format!(
         "net_virtio_user{index},path={},queues=1,queue_size={queue_size}{more}",
+        path.display()
+    )
+}
+
+/// `--vdev` of our plugin's port that connects to `path`.
+pub fn usernic(index: usize, path: &Path, queue_size: u16, more: &str) -> String {
+    format!(
+        "net_usernic{index},path={},queue_size={queue_size}{more}",
+        path.display()
+    )
+}
+
+/// `--vdev` of a memif port on `path`, of rings of 2 to the power of `ring_bits`: the server listens, the client owns the
+/// memory.
+pub fn memif(index: usize, path: &Path, server: bool, ring_bits: u32, more: &str) -> String {
+    let role = if server { "server" } else { "client" };
+    format!(
+        "net_memif{index},role={role},socket={},socket-abstract=no,rsize={ring_bits}{more}",
         path.display()
     )
 }
@@ -217,6 +250,25 @@ impl Testpmd {
         let text = self.command(&format!("show port stats {port}"))?;
         parse_stats(&text).with_context(|| format!("testpmd's statistics: {text}"))
     }
+
+    /// Whether it counts its polls by the packets that they moved; counting begins anew.
+    pub fn record_polls(&mut self, on: bool) -> Result<()> {
+        let on = if on { "on" } else { "off" };
+        self.command(&format!("set record-burst-stats {on}"))?;
+        self.command("clear fwd stats all").map(drop)
+    }
+
+    /// The share of polls that moved packets since [`Testpmd::record_polls`], of sending or of receiving, to a hundredth;
+    /// none if it polled nothing.
+    pub fn busy(&mut self, sending: bool) -> Result<Option<f64>> {
+        let text = self.command("show fwd stats all")?;
+        Ok(parse_busy(&text, if sending { "TX-bursts :" } else { "RX-bursts :" }))
+    }
+
+    /// What it printed while it started.
+    pub fn output(&self) -> String {
+        self.process.output()
+    }
 }
 
 impl Drop for Testpmd {
@@ -242,6 +294,16 @@ fn parse_stats(text: &str) -> Option<Stats> {
     })
 }
 
+/// The rest of "97% of 0 pkts", the first class that testpmd shows.
+fn parse_busy(text: &str, label: &str) -> Option<f64> {
+    let rest = &text[text.find(label)? + label.len()..];
+    let classes = rest.lines().next()?.split_once('[')?.1;
+    let (percent, of) = classes.split_once("% of ")?;
+    let empty: f64 = percent.trim().parse().ok()?;
+    let empty = if of.starts_with("0 pkts") { empty } else { 0.0 };
+    Some(1.0 - empty / 100.0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -263,6 +325,17 @@ mod tests {
         assert_eq!((stats.rx, stats.tx), (17_728_832, 12));
         assert_eq!((stats.rx_pps, stats.tx_pps), (4_243_835.0, 3.0));
         assert!(parse_stats("RX-packets: x").is_none());
+    }
+
+    #[test]
+    fn busy_polls_are_what_is_not_empty() {
+        let text = "  TX-packets: 157216  TX-total: 5616992\n  TX-bursts : 175531 [97% of 0 pkts + 3% of 32 pkts]\n";
+        assert!((parse_busy(text, "TX-bursts :").unwrap() - 0.03).abs() < 1e-9);
+        assert_eq!(parse_busy(text, "RX-bursts :"), None);
+        let all = |classes: &str| parse_busy(&format!("RX-bursts : 9 [{classes}]"), "RX-bursts :");
+        assert_eq!(all("100% of 0 pkts"), Some(0.0));
+        assert_eq!(all("0% of 0 pkts + 100% of 32 pkts"), Some(1.0));
+        assert_eq!(all("100% of 32 pkts"), Some(1.0));
     }
 
     #[test]

@@ -1,14 +1,15 @@
 //! A capture goes through each of the peers and arrives byte for byte and in order.
 //!
-//! Frames have 60 to 9000 bytes, queues 16 to 4096 entries. The peers poll on CPU 1, ours share CPU 0; the rate is low,
-//! since what lies between drops what its receiver has no room for, and three busy threads on two CPUs make one wait
-//! for some milliseconds.
+//! Frames have 60 to 9000 bytes, queues 16 to 4096 entries. The peers poll on CPU 1. Where the `usernic` program is at
+//! both ends the rate is low, since what lies between drops what its receiver has no room for, and three busy threads on
+//! two CPUs make one wait for some milliseconds; elsewhere nobody sends what there may be no room for.
 
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
 use super::link::path;
+use super::wire::{End, exchange, prove};
 use super::{Case, Ctx, Link, Need, Outcome, Usernic, passed};
 use crate::pcap;
 use crate::peers::ovs::{Ovs, PortKind};
@@ -30,6 +31,13 @@ pub fn cases() -> Vec<Case> {
             move |ctx| through_our_switch(ctx, size),
         ));
     }
+    for size in [16, 256, 4096] {
+        cases.push(Case::new(
+            format!("ours/direct-q{size}"),
+            &[Need::Usernic],
+            move |ctx| without_a_switch(ctx, size),
+        ));
+    }
     for size in SIZES {
         let needs = [Need::Usernic, Need::Testpmd];
         cases.push(Case::new(format!("dpdk-vhost/q{size}"), &needs, move |ctx| {
@@ -39,7 +47,13 @@ pub fn cases() -> Vec<Case> {
             dpdk_virtio_user(ctx, size, "")
         }));
     }
-    for (name, key) in [("no-mergeable", ",mrg_rxbuf=0"), ("no-in-order", ",in_order=0")] {
+    for (name, key) in [
+        ("no-mergeable", ",mrg_rxbuf=0"),
+        ("no-in-order", ",in_order=0"),
+        ("packed", ",packed_vq=1"),
+        ("packed-mergeable", ",packed_vq=1,mrg_rxbuf=1"),
+        ("packed-no-in-order", ",packed_vq=1,in_order=0"),
+    ] {
         let needs = [Need::Usernic, Need::Testpmd];
         cases.push(Case::new(format!("dpdk-vhost/{name}"), &needs, move |ctx| {
             dpdk_vhost(ctx, 256, key)
@@ -94,7 +108,7 @@ fn program(program: &Option<Program>) -> Result<&Program> {
     program.as_ref().context("a peer that was there is gone")
 }
 
-fn wait_for_socket(socket: &std::path::Path, process: &mut Process) -> Result<()> {
+pub(super) fn wait_for_socket(socket: &std::path::Path, process: &mut Process) -> Result<()> {
     let end = std::time::Instant::now() + UP;
     while !socket.exists() {
         if let Some(status) = process.exited()? {
@@ -136,87 +150,95 @@ fn through_our_switch(ctx: &Ctx, size: u16) -> Result<Outcome> {
     passed()
 }
 
-/// Our front-ends on two ports of DPDK's vhost PMD, which testpmd connects.
+/// Ours on both sides and nothing between: a back-end captures what a front-end replays, split and packed; and a front-end
+/// that listens what a back-end replays. Nobody drops anything, so that nobody need be slow.
+fn without_a_switch(ctx: &Ctx, size: u16) -> Result<Outcome> {
+    let (frames, _) = frames(size, 9000);
+    let front = format!("virtio-user,queue_size={size},mtu=9000");
+    for (tag, capture, replay) in [
+        ("split", "vhost,mtu=9000", front.clone()),
+        ("packed", "vhost,mtu=9000", format!("{front},packed_vq=1")),
+        (
+            "back",
+            &*format!("{front},server=1"),
+            "vhost,mtu=9000,client=1".to_owned(),
+        ),
+    ] {
+        let socket = ctx.dir.join(tag);
+        let at = |spec: &str| format!("{spec},path={}", socket.display());
+        let link = Link {
+            capture: &at(capture),
+            replay: &at(&replay),
+            rate: 20_000,
+        };
+        let mut capturing = link.start(ctx, tag, &frames).context(tag)?;
+        wait_for_socket(&socket, capturing.process())?;
+        link.replay(ctx, &capturing)?.wait_success(UP).context(tag)?;
+        capturing.finish(ctx).context(tag)?;
+    }
+    passed()
+}
+
+/// Our front-ends on two ports of DPDK's vhost PMD, which testpmd connects: both ways, and again on new connections.
 fn dpdk_vhost(ctx: &Ctx, size: u16, key: &str) -> Result<Outcome> {
-    let (a, b) = (ctx.dir.join("a"), ctx.dir.join("b"));
+    let sockets = [ctx.dir.join("a"), ctx.dir.join("b")];
     let mut config = testpmd::Config::new("be", &ctx.dir);
     config.huge_dir = ctx.hugetlbfs("be")?;
     config.cpus = (1, 1);
     config.jumbo = true;
-    config.vdevs = vec![testpmd::vhost(0, &a, ""), testpmd::vhost(1, &b, "")];
+    config.vdevs = vec![testpmd::vhost(0, &sockets[0], ""), testpmd::vhost(1, &sockets[1], "")];
     let mut testpmd = Testpmd::start(program(&ctx.found.testpmd)?, &config)?;
     testpmd.forward("io")?;
-    let (frames, rate) = frames(size, most(key));
-    let spec = |socket| format!("virtio-user,path={socket},queue_size={size},mtu=9000{key}");
-    let link = Link {
-        capture: &spec(b.display()),
-        replay: &spec(a.display()),
-        rate,
-    };
-    let mark = testpmd.process().mark();
-    link.transfer(ctx, "t", &frames, || {
-        testpmd
-            .process()
-            .wait_for("virtio is now ready for processing", mark, UP)?;
-        sleep(Duration::from_millis(100))
-    })
-    .with_context(|| {
-        testpmd
-            .stats(0)
-            .map_or(String::new(), |s| format!("testpmd received {}", s.rx))
-    })?;
-    // And the other way, on new connections of the same testpmd.
-    let mark = testpmd.process().mark();
-    let link = Link {
-        capture: &spec(a.display()),
-        replay: &spec(b.display()),
-        rate,
-    };
-    link.transfer(ctx, "u", &frames, || {
-        testpmd
-            .process()
-            .wait_for("virtio is now ready for processing", mark, UP)?;
-        sleep(Duration::from_millis(100))
-    })
-    .with_context(|| match (testpmd.stats(1), testpmd.stats(0)) {
-        (Ok(from), Ok(to)) => format!("the other way: testpmd received {} and sent {}", from.rx, to.tx),
-        _ => "the other way".into(),
-    })?;
+    let (frames, _) = frames(size, most(key));
+    for _ in 0..2 {
+        let [mut a, mut b] = ends(&sockets, |socket| {
+            format!("virtio-user,path={socket},queue_size={size},mtu=9000{key}")
+        })?;
+        through(&mut a, &mut b, &frames, size, &mut testpmd)?;
+    }
     passed()
 }
 
 /// DPDK's virtio_user on two ports of our back-end, connected by testpmd.
 fn dpdk_virtio_user(ctx: &Ctx, size: u16, key: &str) -> Result<Outcome> {
-    let (a, b) = (ctx.dir.join("a"), ctx.dir.join("b"));
-    let (frames, rate) = frames(size, most(key));
-    let spec = |socket| format!("vhost,path={socket},mtu=9000");
-    let link = Link {
-        capture: &spec(b.display()),
-        replay: &spec(a.display()),
-        rate,
-    };
-    let mut capturing = link.start(ctx, "t", &frames)?;
-    wait_for_socket(&b, capturing.process())?;
-    let mut replay = link.replay(ctx, &capturing)?;
-    wait_for_socket(&a, &mut replay)?;
+    let sockets = [ctx.dir.join("a"), ctx.dir.join("b")];
+    let [mut a, mut b] = ends(&sockets, |socket| format!("vhost,path={socket},mtu=9000"))?;
     let mut config = testpmd::Config::new("fe", &ctx.dir);
     config.huge_dir = ctx.hugetlbfs("fe")?;
     config.cpus = (1, 1);
     config.jumbo = !key.contains("mrg_rxbuf=0");
     config.vdevs = vec![
-        testpmd::virtio_user(0, &a, size, key),
-        testpmd::virtio_user(1, &b, size, key),
+        testpmd::virtio_user(0, &sockets[0], size, key),
+        testpmd::virtio_user(1, &sockets[1], size, key),
     ];
-    let mut testpmd = Testpmd::start(program(&ctx.found.testpmd)?, &config)
-        .with_context(|| format!("replay{}\ncapture{}", replay.tail(), capturing.process().tail()))?;
+    let mut testpmd = Testpmd::start(program(&ctx.found.testpmd)?, &config)?;
     testpmd.forward("io")?;
-    replay.wait_success(Duration::from_secs(60))?;
-    capturing.finish(ctx).with_context(|| {
+    let (frames, _) = frames(size, most(key));
+    through(&mut a, &mut b, &frames, size, &mut testpmd)?;
+    passed()
+}
+
+/// A port of ours on each socket.
+fn ends(sockets: &[std::path::PathBuf; 2], spec: impl Fn(std::path::Display<'_>) -> String) -> Result<[End; 2]> {
+    Ok([
+        End::open(&spec(sockets[0].display()))?,
+        End::open(&spec(sockets[1].display()))?,
+    ])
+}
+
+/// The frames go both ways, never more at a time than half of what the smallest ring holds.
+fn through(a: &mut End, b: &mut End, frames: &[Vec<u8>], size: u16, testpmd: &mut Testpmd) -> Result<()> {
+    let run = |a: &mut End, b: &mut End| -> Result<()> {
+        a.wait_link()?;
+        b.wait_link()?;
+        prove(a, b)?;
+        exchange(a, b, frames, usize::from(size / 2).min(128))
+    };
+    run(a, b).with_context(|| {
         testpmd
             .stats(0)
             .map_or(String::new(), |s| format!("testpmd's first port received {}", s.rx))
-    })?;
-    passed()
+    })
 }
 
 /// Our front-ends and DPDK's on one switch of ours: replay, switch, testpmd, switch, capture.

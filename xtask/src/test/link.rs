@@ -125,19 +125,35 @@ impl Capturing {
     }
 
     /// Waits until all has come, and compares it with what was sent.
-    pub fn finish(mut self, ctx: &Ctx) -> Result<()> {
+    pub fn finish(self, ctx: &Ctx) -> Result<()> {
+        self.finish_with(ctx, pcap::same)
+    }
+
+    /// The same, for what is between keeping the order only within each flow, as OVS does.
+    pub fn finish_in_any_order(self, ctx: &Ctx) -> Result<()> {
+        self.finish_with(ctx, |sent, arrived| {
+            let sorted = |frames: &[Vec<u8>]| {
+                let mut frames = frames.to_vec();
+                frames.sort_unstable();
+                frames
+            };
+            pcap::same(&sorted(sent), &sorted(arrived)).context("in the order of their bytes")
+        })
+    }
+
+    fn finish_with(mut self, ctx: &Ctx, same: impl Fn(&[Vec<u8>], &[Vec<u8>]) -> Result<()>) -> Result<()> {
         let out = ctx.dir.join(format!("{}-out.pcap", self.tag));
         if let Err(late) = self.process.wait_success(Duration::from_secs(20)) {
             // SIGINT ends it in order: what did come tells more than that not all came.
             self.process.signal(rustix::process::Signal::INT)?;
             let _ = self.process.wait(Duration::from_secs(5));
             let arrived = pcap::read(&out).unwrap_or_default();
-            return match pcap::same(&self.sent, &arrived) {
+            return match same(&self.sent, &arrived) {
                 Ok(()) => Err(late.context("all arrived, yet the capture did not end")),
                 Err(difference) => Err(late.context(difference)),
             };
         }
-        pcap::same(&self.sent, &pcap::read(&out)?)
+        same(&self.sent, &pcap::read(&out)?)
     }
 }
 

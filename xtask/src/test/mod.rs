@@ -10,11 +10,25 @@
 
 mod bad_input;
 mod capture;
+mod cni;
+mod container;
+mod ffi;
+mod guest;
+mod guest_device;
+mod hwtest;
 mod link;
+mod machine;
+mod paths;
+mod pmd;
+mod startup;
 mod unprivileged;
+mod vf_model;
+mod wire;
 mod workspace;
 mod yardsticks;
 
+use std::any::Any;
+use std::cell::{OnceCell, RefCell, RefMut};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -22,10 +36,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
+use crate::machine::{Machine, full};
 use crate::peers::{Found, is_root, which};
 use crate::process;
 use crate::scratch::Scratch;
 
+pub use hwtest::silicon;
 pub use link::{Link, Usernic};
 
 /// How a case ended, if not with an error.
@@ -54,6 +70,10 @@ pub enum Need {
     Ovs,
     /// Hugepages of 2 MiB.
     Hugepages,
+    /// QEMU, and what a guest is made of.
+    Machine,
+    /// The same with the kernel that has iommufd.
+    FullKernel,
     /// A program on the PATH.
     Tool(&'static str),
     /// The `usernic` program, which the first case that needs it builds.
@@ -71,6 +91,8 @@ pub struct Case {
     pub needs: Vec<Need>,
     /// The check.
     pub run: Check,
+    /// The name of what this case and its neighbours share, if anything: see [`Ctx::shared`].
+    pub group: Option<String>,
 }
 
 impl Case {
@@ -80,7 +102,14 @@ impl Case {
             name: name.into(),
             needs: needs.to_vec(),
             run: Box::new(run),
+            group: None,
         }
+    }
+
+    /// The case uses what [`Ctx::shared`] keeps under this name.
+    pub fn sharing(mut self, group: &str) -> Self {
+        self.group = Some(group.to_owned());
+        self
     }
 }
 
@@ -98,9 +127,53 @@ pub struct Ctx {
     pub usernic: PathBuf,
     /// Show output of long commands as it comes.
     pub verbose: bool,
+    machine: OnceCell<Result<Machine, String>>,
+    shared: RefCell<Option<(String, Box<dyn Any>)>>,
 }
 
 impl Ctx {
+    /// QEMU and what a guest is made of.
+    pub fn machine(&self) -> Result<&Machine> {
+        let machine = self
+            .machine
+            .get_or_init(|| Machine::find().map_err(|e| format!("{e:#}")));
+        machine.as_ref().map_err(|e| anyhow::anyhow!("{e}"))
+    }
+
+    /// The same with the kernel that has iommufd.
+    pub fn full_machine(&self) -> Result<Machine> {
+        let stock = self.machine()?;
+        Ok(Machine {
+            guest: full::find(&stock.guest)?,
+            ..stock.clone()
+        })
+    }
+
+    /// What the cases of a group share: a running peer. The first of them starts it, in a directory that lives as long;
+    /// it ends before the first case of another group, and when a case failed: who comes next starts it anew.
+    pub fn shared<T: 'static>(&self, group: &str, start: impl FnOnce(&Path) -> Result<T>) -> Result<RefMut<'_, T>> {
+        let held = self.shared.borrow().as_ref().is_some_and(|(name, _)| name == group);
+        if !held {
+            self.end_shared();
+            let dir = self.scratch.subdir(group)?;
+            // The next case begins anew, also after one that did not get it started.
+            let made = start(&dir).inspect_err(|_| drop(std::fs::remove_dir_all(&dir)))?;
+            *self.shared.borrow_mut() = Some((group.to_owned(), Box::new(made)));
+        }
+        RefMut::filter_map(self.shared.borrow_mut(), |shared| {
+            shared.as_mut().and_then(|(_, value)| value.downcast_mut())
+        })
+        .map_err(|_| anyhow::anyhow!("{group} is of another type"))
+    }
+
+    fn end_shared(&self) {
+        let shared = self.shared.borrow_mut().take();
+        if let Some((group, value)) = shared {
+            drop(value);
+            let _ = std::fs::remove_dir_all(self.scratch.dir().join(group));
+        }
+    }
+
     /// An existing directory below the case's own.
     pub fn subdir(&self, name: &str) -> Result<PathBuf> {
         let dir = self.dir.join(name);
@@ -110,11 +183,17 @@ impl Ctx {
 
     /// A directory for a peer to mount a hugetlbfs of its own on; none where there are no hugepages or no root.
     pub fn hugetlbfs(&self, peer: &str) -> Result<Option<PathBuf>> {
-        if is_root() && self.scratch.pages() > 0 {
-            self.subdir(&format!("huge-{peer}")).map(Some)
-        } else {
-            Ok(None)
+        self.hugetlbfs_in(&self.dir, peer)
+    }
+
+    /// The same for a peer that outlives the case: in its own directory.
+    pub fn hugetlbfs_in(&self, dir: &Path, peer: &str) -> Result<Option<PathBuf>> {
+        if !is_root() || self.scratch.pages() == 0 {
+            return Ok(None);
         }
+        let dir = dir.join(format!("huge-{peer}"));
+        std::fs::create_dir_all(&dir)?;
+        Ok(Some(dir))
     }
 
     /// A cargo command on this repository.
@@ -134,6 +213,10 @@ impl Ctx {
 
 /// What the command line asked for.
 pub struct Options {
+    /// What the names begin with; empty: any.
+    pub suite: &'static str,
+    /// Those of a guest with the kernel that has iommufd, and no others.
+    pub full: bool,
     /// A skip is a failure.
     pub require_all: bool,
     /// Only the names.
@@ -150,13 +233,25 @@ fn suites() -> Vec<Case> {
     let mut cases = workspace::cases();
     cases.extend(yardsticks::cases());
     cases.extend(capture::cases());
+    cases.extend(paths::cases());
+    cases.extend(ffi::cases());
+    cases.extend(pmd::cases());
+    cases.extend(machine::cases());
+    cases.extend(guest::cases());
+    cases.extend(guest_device::cases());
+    cases.extend(vf_model::cases());
+    cases.extend(hwtest::cases());
     cases.extend(bad_input::cases());
     cases.extend(unprivileged::cases());
+    cases.extend(cni::cases());
+    cases.extend(startup::cases());
+    cases.extend(container::cases());
     cases
 }
 
-/// Hugepages that the peers need at most at a time: two testpmd with jumbo mbufs.
-const PAGES: usize = 384;
+/// Hugepages that the peers need at most at a time: OVS with four ports for jumbo frames (a pool of 100 MiB each), and three
+/// programs of ours with long rings of such frames.
+const PAGES: usize = 512;
 
 #[derive(Default)]
 struct Tally {
@@ -196,7 +291,8 @@ impl Tally {
 
 /// Runs what is asked for; whether that is a success.
 pub fn command(root: &Path, options: &Options) -> Result<bool> {
-    let mut cases = suites();
+    let mut cases = if options.full { hwtest::full_cases() } else { suites() };
+    cases.retain(|c| c.name.starts_with(options.suite));
     cases.retain(|c| options.filter.is_empty() || options.filter.iter().any(|f| c.name.contains(f.as_str())));
     if options.list {
         cases.iter().for_each(|c| println!("{}", c.name));
@@ -222,6 +318,8 @@ pub fn command(root: &Path, options: &Options) -> Result<bool> {
         found: Found::search(root),
         usernic: PathBuf::new(),
         verbose: options.verbose,
+        machine: OnceCell::new(),
+        shared: RefCell::new(None),
     };
     if cases.iter().any(|c| c.needs.contains(&Need::Usernic)) {
         ctx.usernic = workspace::usernic(&ctx, options.usernic.as_deref())?;
@@ -232,6 +330,10 @@ pub fn command(root: &Path, options: &Options) -> Result<bool> {
             println!("interrupted before {}", case.name);
             tally.failed += 1;
             break;
+        }
+        let held = ctx.shared.borrow().as_ref().map(|(name, _)| name.clone());
+        if held != case.group {
+            ctx.end_shared();
         }
         let start = Instant::now();
         if let Some(reason) = case.needs.iter().find_map(|&need| lacking(&ctx, need)) {
@@ -246,9 +348,13 @@ pub fn command(root: &Path, options: &Options) -> Result<bool> {
                 .or(panic.downcast_ref::<&str>().copied());
             bail!("panicked: {}", text.unwrap_or("?"))
         });
+        if result.is_err() {
+            ctx.end_shared();
+        }
         tally.add(&case.name, result, start.elapsed());
         let _ = std::fs::remove_dir_all(&ctx.dir);
     }
+    ctx.end_shared();
     println!(
         "{} passed, {} failed, {} skipped",
         tally.passed, tally.failed, tally.skipped
@@ -272,6 +378,8 @@ fn lacking(ctx: &Ctx, need: Need) -> Option<String> {
         {
             Some("OVS needs /dev/net/tun".into())
         }
+        Need::FullKernel => ctx.full_machine().err().map(|e| format!("{e:#}")),
+        Need::Machine => ctx.machine().err().map(|e| format!("{e:#}")),
         Need::Tool(tool) if which(tool).is_none() => missing(tool),
         _ => None,
     }

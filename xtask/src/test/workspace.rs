@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 
 use super::{Case, Ctx, Need, Outcome};
+use crate::fuzz::{Fuzzer, TARGETS};
 use crate::process::{Process, Surroundings};
 
 /// Builds from an empty target directory on two cores, with room to spare.
@@ -17,6 +18,8 @@ pub fn cases() -> Vec<Case> {
         Case::new("workspace/tests", &[], tests),
         Case::new("workspace/doc", &[], doc),
         Case::new("workspace/loom", &[], loom),
+        Case::new("workspace/tsan", &[], tsan),
+        Case::new("workspace/fuzz", &[Need::Tool("c++")], fuzz),
         Case::new("workspace/no-std-link", &[Need::Tool("gcc")], no_std_link),
     ]
 }
@@ -118,6 +121,63 @@ fn loom(ctx: &Ctx) -> Result<Outcome> {
         }
     }
     Ok(Outcome::Parts(parts))
+}
+
+/// Races in libtest's own channel, which is in the std that is not instrumented.
+const NOT_OURS: &str = "race:test::event::CompletedTest\n";
+
+/// Both sides of a ring on two threads under ThreadSanitizer. It does not know fences: what is published must be in order
+/// by Release and Acquire alone. The standard library is the one that comes with the compiler, not instrumented.
+fn tsan(ctx: &Ctx) -> Result<Outcome> {
+    let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    let print = |what: &str| -> Result<String> {
+        let output = Command::new(&rustc).args(["--print", what]).output()?;
+        Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+    };
+    let libraries = print("target-libdir")?;
+    let runtime = std::fs::read_dir(&libraries)
+        .with_context(|| libraries.clone())?
+        .filter_map(Result::ok)
+        .any(|file| file.file_name().to_string_lossy().contains("_rt.tsan."));
+    if !runtime {
+        return Ok(Outcome::Skipped(format!("no ThreadSanitizer among {libraries}")));
+    }
+    let suppressions = ctx.dir.join("suppressions");
+    std::fs::write(&suppressions, NOT_OURS)?;
+    let host = print("host-tuple")?;
+    let mut command = ctx.cargo(&[
+        "test",
+        "--package",
+        "virtio-ring",
+        "--test",
+        "threads",
+        "--target",
+        &host,
+    ]);
+    command.args(["--", "--nocapture", "--test-threads=1"]);
+    // The flags are not stable; what they do here has been the same for years.
+    command
+        .env("RUSTC_BOOTSTRAP", "1")
+        .env("RUSTFLAGS", "-Zsanitizer=thread -Cunsafe-allow-abi-mismatch=sanitizer");
+    command.env("TSAN_OPTIONS", format!("suppressions={}", suppressions.display()));
+    command.env("VIRTIO_RING_CHAINS", "20000");
+    command.env("CARGO_TARGET_DIR", target_dir(ctx).join("tsan"));
+    let output = long(ctx, "cargo test (ThreadSanitizer)", command)?;
+    match count(&output) {
+        Some(n @ 1..) => Ok(Outcome::Passed(format!("{n} tests"))),
+        _ => bail!("no tests ran under ThreadSanitizer"),
+    }
+}
+
+/// Every fuzz target for a few seconds, from where the last run ended.
+fn fuzz(ctx: &Ctx) -> Result<Outcome> {
+    const SECONDS: u64 = 4;
+    let fuzzer = Fuzzer::build(&ctx.root, &target_dir(ctx), ctx.verbose)?;
+    let mut runs = 0;
+    for target in TARGETS {
+        runs += fuzzer.run(target, SECONDS)?.runs;
+    }
+    Ok(Outcome::Passed(format!("{} targets, {runs} inputs", TARGETS.len())))
 }
 
 /// A program without std, allocator or main, linked with all of the leaves and run.

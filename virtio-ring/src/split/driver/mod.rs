@@ -2,13 +2,12 @@
 
 mod state;
 
-use super::{Options, event_passed};
+use super::event_passed;
 use crate::shared::{
     AVAIL_F_NO_INTERRUPT, DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, Desc, Memory, Ring, USED_F_NO_NOTIFY, check_size,
     store_table_entry, wire,
 };
-use crate::{Anomalies, Completion, Direction, Error, Segment, Slot};
-use core::ptr::NonNull;
+use crate::{Anomalies, Completion, Direction, Error, Options, Segment, Slot, Table};
 use state::{Shadow, State, cookie_of};
 
 /// The driver side. `S` is the private shadow, one [`Slot`] an entry: `&mut [Slot]`, `[Slot; N]`, `Box<[Slot]>`.
@@ -24,17 +23,6 @@ pub struct Driver<S> {
     ring: Ring,
     slots: S,
     state: State,
-}
-
-/// Memory for one indirect table: where it is here, where it is for the device, and for how many descriptors.
-#[derive(Clone, Copy, Debug)]
-pub struct Table {
-    /// The table in this process, aligned to 16.
-    pub ptr: NonNull<u8>,
-    /// The same for the device side.
-    pub addr: u64,
-    /// 16-byte entries.
-    pub entries: u16,
 }
 
 impl<S: AsMut<[Slot]>> Driver<S> {
@@ -188,7 +176,7 @@ impl<S: AsMut<[Slot]>> Driver<S> {
             let next = if last { 0 } else { i as u16 + 1 };
             let desc = Desc::new(segment.addr, segment.len, flags, next);
             // SAFETY: `i` is below `table.entries`, all of which this function's contract makes writable; aligned to 16.
-            unsafe { store_table_entry(table.ptr.as_ptr().add(i * size_of::<wire::Desc>()), desc) };
+            unsafe { store_table_entry(table.ptr.as_ptr().add(i * size_of::<wire::Desc>()), desc.words()) };
         }
         let Self { ring, slots, state } = self;
         let mut slots = Shadow::new(slots.as_mut(), ring);
@@ -205,13 +193,7 @@ impl<S: AsMut<[Slot]>> Driver<S> {
         if self.state.broken {
             return Err(Error::Broken);
         }
-        if chain.is_empty() || chain.iter().any(|segment| segment.len == 0) {
-            return Err(Error::EmptySegment);
-        }
-        let bytes = |part: &[Segment]| part.iter().map(|segment| u64::from(segment.len)).sum::<u64>();
-        u32::try_from(bytes(chain)).map_err(|_| Error::TooLong)?;
-        // Not above the sum just checked.
-        Ok(bytes(chain.get(readable..).unwrap_or_default()) as u32)
+        crate::segment::check(chain, readable)
     }
 
     /// The fast path: makes a burst of single-segment buffers available, as many as there are free descriptors, and

@@ -1,8 +1,7 @@
 //! The private state of a driver, and its bursts.
 
 use crate::shared::{DESC_F_WRITE, Desc, Ring};
-use crate::split::Options;
-use crate::{Anomalies, Completion, Direction, Segment, Slot};
+use crate::{Anomalies, Completion, Direction, Options, Segment, Slot};
 
 /// Everything private but the slots: apart, so that a burst can borrow both.
 #[derive(Debug)]

@@ -1,0 +1,132 @@
+/* SPDX-License-Identifier: BSD-3-Clause
+ *
+ * Which frames a port receives. Back-ends of vhost-user do not filter, so the Rust half does: what an application asks for
+ * here is what it gets. A promiscuous port without a VLAN filter pays nothing for it.
+ */
+#include <errno.h>
+#include <string.h>
+
+#include "net_usernic_dev.h"
+
+void usernic_use_filter(struct rte_eth_dev *eth, bool promiscuous, bool all_multicast)
+{
+	struct usernic_dev *dev = usernic_dev_of(eth);
+	const struct rte_ether_addr *addresses = eth->data->mac_addrs;
+	struct usernic_filter filter = {
+		.promiscuous = promiscuous,
+		.all_multicast = all_multicast,
+		.vlan = (eth->data->dev_conf.rxmode.offloads & RTE_ETH_RX_OFFLOAD_VLAN_FILTER) != 0,
+	};
+	unsigned int i, n = 0;
+
+	memcpy(filter.mac, &addresses[0], sizeof(filter.mac));
+	for (i = 1; i <= USERNIC_MAX_ADDRESSES; i++)
+		if (!rte_is_zero_ether_addr(&addresses[i]))
+			memcpy(filter.addresses[n++], &addresses[i], RTE_ETHER_ADDR_LEN);
+	filter.stations = n;
+	filter.groups = dev->group_count;
+	memcpy(filter.addresses[n], dev->groups, dev->group_count * sizeof(dev->groups[0]));
+	memcpy(filter.vlans, eth->data->vlan_filter_conf.ids, sizeof(filter.vlans));
+	pthread_mutex_lock(&dev->lock);
+	usernic_pmd_filter(dev->port, &filter);
+	pthread_mutex_unlock(&dev->lock);
+}
+
+_Static_assert(sizeof(((struct rte_vlan_filter_conf *)0)->ids) == sizeof(((struct usernic_filter *)0)->vlans), "VLANs");
+
+static void usernic_use_this(struct rte_eth_dev *eth)
+{
+	usernic_use_filter(eth, eth->data->promiscuous, eth->data->all_multicast);
+}
+
+/* DPDK sets its own flags after these. */
+int usernic_promiscuous_on(struct rte_eth_dev *eth)
+{
+	usernic_use_filter(eth, true, eth->data->all_multicast);
+	return 0;
+}
+
+int usernic_promiscuous_off(struct rte_eth_dev *eth)
+{
+	usernic_use_filter(eth, false, eth->data->all_multicast);
+	return 0;
+}
+
+int usernic_all_multicast_on(struct rte_eth_dev *eth)
+{
+	usernic_use_filter(eth, eth->data->promiscuous, true);
+	return 0;
+}
+
+int usernic_all_multicast_off(struct rte_eth_dev *eth)
+{
+	usernic_use_filter(eth, eth->data->promiscuous, false);
+	return 0;
+}
+
+int usernic_mac_set(struct rte_eth_dev *eth, struct rte_ether_addr *address)
+{
+	rte_ether_addr_copy(address, &eth->data->mac_addrs[0]);
+	usernic_use_this(eth);
+	return 0;
+}
+
+int usernic_mac_add(struct rte_eth_dev *eth, struct rte_ether_addr *address, uint32_t index, uint32_t pool __rte_unused)
+{
+	if (index > USERNIC_MAX_ADDRESSES)
+		return -EINVAL;
+	rte_ether_addr_copy(address, &eth->data->mac_addrs[index]);
+	usernic_use_this(eth);
+	return 0;
+}
+
+void usernic_mac_remove(struct rte_eth_dev *eth, uint32_t index)
+{
+	struct rte_ether_addr address;
+
+	if (index > USERNIC_MAX_ADDRESSES)
+		return;
+	/* DPDK clears it after this. */
+	rte_ether_addr_copy(&eth->data->mac_addrs[index], &address);
+	memset(&eth->data->mac_addrs[index], 0, sizeof(address));
+	usernic_use_this(eth);
+}
+
+int usernic_groups_set(struct rte_eth_dev *eth, struct rte_ether_addr *groups, uint32_t count)
+{
+	struct usernic_dev *dev = usernic_dev_of(eth);
+
+	if (count > USERNIC_MAX_ADDRESSES)
+		return -ENOSPC;
+	memcpy(dev->groups, groups, count * sizeof(*groups));
+	dev->group_count = count;
+	usernic_use_this(eth);
+	return 0;
+}
+
+int usernic_vlan_filter(struct rte_eth_dev *eth, uint16_t id, int on)
+{
+	struct rte_vlan_filter_conf *listed = &eth->data->vlan_filter_conf;
+	uint64_t bit = 1ULL << (id % 64), before = listed->ids[id / 64];
+
+	/* DPDK lists it after this, if this did it. */
+	listed->ids[id / 64] = on ? before | bit : before & ~bit;
+	usernic_use_this(eth);
+	return 0;
+}
+
+int usernic_vlan_offload(struct rte_eth_dev *eth, int mask)
+{
+	struct usernic_dev *dev = usernic_dev_of(eth);
+	uint64_t offloads = eth->data->dev_conf.rxmode.offloads;
+
+	if (mask & RTE_ETH_VLAN_STRIP_MASK) {
+		dev->vlan_strip = (offloads & RTE_ETH_RX_OFFLOAD_VLAN_STRIP) != 0;
+		pthread_mutex_lock(&dev->lock);
+		usernic_pmd_vlan_strip(dev->port, dev->vlan_strip);
+		pthread_mutex_unlock(&dev->lock);
+	}
+	if (mask & RTE_ETH_VLAN_FILTER_MASK)
+		usernic_use_this(eth);
+	return 0;
+}

@@ -1,0 +1,148 @@
+//! The system calls that a program on this library makes.
+
+/// Names with their numbers on the machine that this is compiled for.
+macro_rules! calls {
+    ($($name:ident $number:ident),* $(,)?) => {
+        &[$((stringify!($name), libc::$number)),*]
+    };
+}
+
+/// Once its ports are open: packets, reconnection, threads, files that it has, memory.
+///
+/// A few are allowed with some arguments only, see [`calls`](super::calls).
+pub const RUNNING: &[(&str, i64)] = calls![
+    accept4 SYS_accept4,
+    bind SYS_bind,
+    brk SYS_brk,
+    clock_getres SYS_clock_getres,
+    clock_gettime SYS_clock_gettime,
+    clock_nanosleep SYS_clock_nanosleep,
+    clone SYS_clone,
+    clone3 SYS_clone3,
+    close SYS_close,
+    connect SYS_connect,
+    dup SYS_dup,
+    dup3 SYS_dup3,
+    epoll_create1 SYS_epoll_create1,
+    epoll_ctl SYS_epoll_ctl,
+    epoll_pwait SYS_epoll_pwait,
+    epoll_pwait2 SYS_epoll_pwait2,
+    eventfd2 SYS_eventfd2,
+    exit SYS_exit,
+    exit_group SYS_exit_group,
+    faccessat SYS_faccessat,
+    faccessat2 SYS_faccessat2,
+    fallocate SYS_fallocate,
+    fchmod SYS_fchmod,
+    fchmodat SYS_fchmodat,
+    fcntl SYS_fcntl,
+    fdatasync SYS_fdatasync,
+    fstat SYS_fstat,
+    fstatfs SYS_fstatfs,
+    fsync SYS_fsync,
+    ftruncate SYS_ftruncate,
+    futex SYS_futex,
+    getcpu SYS_getcpu,
+    getcwd SYS_getcwd,
+    getdents64 SYS_getdents64,
+    getegid SYS_getegid,
+    geteuid SYS_geteuid,
+    getgid SYS_getgid,
+    getpeername SYS_getpeername,
+    getpid SYS_getpid,
+    getppid SYS_getppid,
+    getrandom SYS_getrandom,
+    getrusage SYS_getrusage,
+    getsockname SYS_getsockname,
+    getsockopt SYS_getsockopt,
+    gettid SYS_gettid,
+    getuid SYS_getuid,
+    ioctl SYS_ioctl,
+    listen SYS_listen,
+    lseek SYS_lseek,
+    madvise SYS_madvise,
+    mbind SYS_mbind,
+    membarrier SYS_membarrier,
+    memfd_create SYS_memfd_create,
+    mkdirat SYS_mkdirat,
+    mmap SYS_mmap,
+    mprotect SYS_mprotect,
+    mremap SYS_mremap,
+    munmap SYS_munmap,
+    nanosleep SYS_nanosleep,
+    newfstatat SYS_newfstatat,
+    openat SYS_openat,
+    ppoll SYS_ppoll,
+    prctl SYS_prctl,
+    pread64 SYS_pread64,
+    prlimit64 SYS_prlimit64,
+    pwrite64 SYS_pwrite64,
+    read SYS_read,
+    readlinkat SYS_readlinkat,
+    readv SYS_readv,
+    recvfrom SYS_recvfrom,
+    recvmsg SYS_recvmsg,
+    restart_syscall SYS_restart_syscall,
+    rseq SYS_rseq,
+    rt_sigaction SYS_rt_sigaction,
+    rt_sigprocmask SYS_rt_sigprocmask,
+    rt_sigreturn SYS_rt_sigreturn,
+    sched_getaffinity SYS_sched_getaffinity,
+    sched_setaffinity SYS_sched_setaffinity,
+    sched_yield SYS_sched_yield,
+    sendmsg SYS_sendmsg,
+    sendto SYS_sendto,
+    set_robust_list SYS_set_robust_list,
+    setsockopt SYS_setsockopt,
+    shutdown SYS_shutdown,
+    sigaltstack SYS_sigaltstack,
+    socket SYS_socket,
+    socketpair SYS_socketpair,
+    statfs SYS_statfs,
+    statx SYS_statx,
+    sysinfo SYS_sysinfo,
+    tgkill SYS_tgkill,
+    uname SYS_uname,
+    unlinkat SYS_unlinkat,
+    write SYS_write,
+    writev SYS_writev,
+];
+
+/// The same by their older names, which x86-64 has and newer machines have not.
+#[cfg(target_arch = "x86_64")]
+pub const RUNNING_OLD: &[(&str, i64)] = calls![
+    access SYS_access,
+    epoll_wait SYS_epoll_wait,
+    lstat SYS_lstat,
+    mkdir SYS_mkdir,
+    open SYS_open,
+    poll SYS_poll,
+    readlink SYS_readlink,
+    stat SYS_stat,
+    time SYS_time,
+    unlink SYS_unlink,
+];
+
+/// None on this machine.
+#[cfg(not(target_arch = "x86_64"))]
+pub const RUNNING_OLD: &[(&str, i64)] = &[];
+
+/// What a program makes besides until its `main` begins, and what a container's runtime makes between its filter and the
+/// program: `execve` and the like; then what it takes to confine itself. By name, as a runtime's profile has them, whatever the machine.
+pub const STARTING: &[&str] = &[
+    "arch_prctl",
+    "capget",
+    "capset",
+    "chdir",
+    "execve",
+    "execveat",
+    "fchdir",
+    "landlock_add_rule",
+    "landlock_create_ruleset",
+    "landlock_restrict_self",
+    "seccomp",
+    "set_tid_address",
+    "setgid",
+    "setgroups",
+    "setuid",
+];

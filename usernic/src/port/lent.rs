@@ -1,0 +1,391 @@
+//! Front-end ports over memory of the application: rings of ours, buffers of its own.
+//!
+//! A [`LentPort`] allocates no packet. The application lends regions of shared memory, and posts and sends buffers that
+//! lie there, by address, length and cookie, on a [`RawQueue`] a pair. The rings are in a small segment of the port.
+//!
+//! It does less than a [`Port`](crate::Port): no thread of its own, no reconnection, no offloads, no mergeable buffers. A
+//! link that is lost stays lost: close the port, and open it anew.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use hugemem::Segment;
+use rustix::event::{EventfdFlags, eventfd};
+use virtio_ring::any::{Driver, Format, Layout};
+use virtio_ring::{Features, Options, Slot, packed};
+
+use super::front::file_of;
+use crate::error::{Error, Tried};
+use crate::memory::{MemorySource, Request};
+use crate::queue::{NET_HEADER, RawQueue, RawRing, poll_readable};
+use crate::spec::{Kind, PortSpec};
+use crate::vhost_user::{FrontendSession, Region, RingSetup};
+
+/// A piece of shared memory that the application lends to a port: `len` bytes of a file, mapped at `address`.
+#[derive(Debug)]
+pub struct LentRegion {
+    /// The file: a memfd, or one of hugetlbfs or tmpfs.
+    pub fd: OwnedFd,
+    /// Where the region begins in the file.
+    pub offset: u64,
+    /// Where it is mapped.
+    pub address: NonNull<u8>,
+    /// Bytes of it.
+    pub len: usize,
+    /// Bytes of a page: offset, address and length are multiples of it.
+    pub page: usize,
+}
+
+/// A front-end port over lent memory. Dropping it stops the rings: the other side touches the memory no more.
+pub struct LentPort {
+    session: FrontendSession,
+    up: bool,
+    features: Features,
+    mtu: u16,
+    pairs: Vec<Option<LentPair>>,
+    open: Arc<AtomicBool>,
+}
+
+/// A pair of rings of a [`LentPort`], for one thread.
+pub struct LentPair {
+    /// The rings.
+    pub raw: RawQueue,
+    /// Of the receive ring and of the transmit ring.
+    calls: [Arc<OwnedFd>; 2],
+    memory: LentMemory,
+    open: Arc<AtomicBool>,
+    /// Keeps the rings mapped.
+    _rings: Arc<Segment>,
+}
+
+/// The addresses of all regions that were lent to a port.
+#[derive(Clone, Debug)]
+pub struct LentMemory(Arc<[std::ops::Range<u64>]>);
+
+impl LentMemory {
+    /// Whether the `len` bytes at `address`, and those of the header before them, are in one region.
+    #[inline]
+    pub fn holds(&self, address: u64, len: u32) -> bool {
+        let Some(start) = address.checked_sub(NET_HEADER as u64) else {
+            return false;
+        };
+        let Some(end) = address.checked_add(len.into()) else {
+            return false;
+        };
+        self.0.iter().any(|range| range.start <= start && end <= range.end)
+    }
+}
+
+impl LentPair {
+    /// Bytes before each buffer that the virtio-net header takes.
+    pub const HEADER: usize = NET_HEADER;
+
+    /// Where the lent regions are.
+    pub fn memory(&self) -> LentMemory {
+        self.memory.clone()
+    }
+
+    /// Whether the port is open. Once it is not, all buffers are the application's again.
+    #[inline]
+    pub fn is_open(&self) -> bool {
+        self.open.load(Ordering::Acquire)
+    }
+
+    /// Asks the other side to notify at the next frame. `true`: frames are there already.
+    pub fn arm(&mut self) -> bool {
+        self.raw.rx.set_notify(true)
+    }
+
+    /// Asks for no more notifications, and takes those that came. `true`: frames are there.
+    pub fn disarm(&mut self) -> bool {
+        // It does not block; what it says is of no interest.
+        let _ = rustix::io::read(&self.calls[0], &mut [0; 8]);
+        self.raw.rx.set_notify(false)
+    }
+
+    /// Sleeps until frames have come or `timeout` is over (`None`: no limit). `true`: frames are there. A link that is lost
+    /// does not wake it.
+    ///
+    /// # Errors
+    /// Those of poll(2), but for EINTR, which ends the wait early.
+    pub fn wait(&mut self, timeout: Option<Duration>) -> std::io::Result<bool> {
+        if self.arm() {
+            self.disarm();
+            return Ok(true);
+        }
+        let deadline = timeout.and_then(|t| Instant::now().checked_add(t));
+        let woken = poll_readable(self.as_fd(), deadline);
+        let there = self.disarm();
+        woken.map(|_| there)
+    }
+}
+
+impl AsFd for LentPair {
+    /// An eventfd, readable when the other side has notified of frames: see [`RawRing::set_notify`].
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.calls[0].as_fd()
+    }
+}
+
+impl LentPort {
+    /// Connects to the back-end at the spec's socket, lends it `regions`, and starts the rings.
+    ///
+    /// # Errors
+    /// [`Error::Region`] for regions that cannot be lent, [`Error::NotGranted`] for keys that such a port does not have,
+    /// and those of [`Port::open`](crate::Port::open).
+    ///
+    /// # Safety
+    /// The regions are mapped as they say, from now until the port is dropped.
+    pub unsafe fn open(spec: &PortSpec, regions: &[LentRegion], memory: &mut dyn MemorySource) -> Result<Self, Error> {
+        if spec.kind != Kind::VirtioUser || spec.reversed {
+            return Err(Error::NotGranted {
+                why: "memory is lent by front-ends that connect: virtio-user without server=1",
+            });
+        }
+        if spec.mrg_rxbuf == Some(true) || !spec.offloads().is_empty() {
+            return Err(Error::NotGranted {
+                why: "with lent memory there are no mergeable buffers and no offloads: leave mrg_rxbuf, csum, tso, lro out",
+            });
+        }
+        let mut spec = spec.clone();
+        super::place(&crate::vfio::Host::default(), &mut spec)?;
+        let spec = &spec;
+        let lent = check(regions)?;
+        let format = if spec.packed { Format::Packed } else { Format::Split };
+        let layout = Layout::new(format, spec.queue_size).map_err(|source| Error::Ring { index: 0, source })?;
+        let mut session = FrontendSession::connect(&spec.path, Duration::from_millis(spec.timeout_ms.into()))?;
+        let features = negotiate(spec, &mut session)?;
+
+        let request = Request {
+            len: 2 * usize::from(spec.queues) * layout.block_len(),
+            name: "usernic-rings",
+            numa: spec.numa,
+        };
+        let rings = Arc::new(memory.allocate(&request)?.segment);
+        let open = Arc::new(AtomicBool::new(true));
+        let mut made = Vec::new();
+        for index in 0..usize::from(spec.queues) {
+            made.push(pair(index, &rings, layout, features, &lent, &open)?);
+        }
+        let base = rings.base().as_ptr() as u64;
+        let mut setups = Vec::new();
+        for (index, (pair, kicks)) in made.iter().enumerate() {
+            for (which, kick) in kicks.iter().enumerate() {
+                let at = base + ((2 * index + which) * layout.block_len()) as u64;
+                let [desc, avail, used] = layout.areas().map(|area| at + area as u64);
+                setups.push(RingSetup {
+                    num: layout.size(),
+                    base: match layout {
+                        Layout::Split(_) => 0,
+                        Layout::Packed(_) => packed::Base::START.encode(),
+                    },
+                    desc,
+                    avail,
+                    used,
+                    kick: kick.as_fd(),
+                    call: pair.calls[which].as_fd(),
+                });
+            }
+        }
+        let mut shared = vec![Region {
+            guest_addr: base,
+            user_addr: base,
+            size: rings.len() as u64,
+            offset: 0,
+            fd: file_of(&rings)?,
+        }];
+        shared.extend(regions.iter().map(|region| Region {
+            guest_addr: region.address.as_ptr() as u64,
+            user_addr: region.address.as_ptr() as u64,
+            size: region.len as u64,
+            offset: region.offset,
+            fd: region.fd.as_fd(),
+        }));
+        session.start(features.bits(), &shared, &setups)?;
+        if features.contains(Features::NET_MTU) {
+            session.set_mtu(spec.mtu)?;
+        }
+        drop(setups);
+        Ok(LentPort {
+            session,
+            up: true,
+            features,
+            mtu: spec.mtu,
+            pairs: made.into_iter().map(|(pair, _)| Some(pair)).collect(),
+            open,
+        })
+    }
+
+    /// Takes a pair of rings.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchQueue`], [`Error::QueueTaken`].
+    pub fn queue(&mut self, index: u16) -> Result<LentPair, Error> {
+        let count = self.pairs.len() as u16;
+        let place = self
+            .pairs
+            .get_mut(usize::from(index))
+            .ok_or(Error::NoSuchQueue { index, count })?;
+        place.take().ok_or(Error::QueueTaken { index })
+    }
+
+    /// Pairs of rings.
+    pub fn queue_count(&self) -> u16 {
+        self.pairs.len() as u16
+    }
+
+    /// The largest packet, in bytes, without its Ethernet header.
+    pub fn mtu(&self) -> u16 {
+        self.mtu
+    }
+
+    /// The virtio features that were negotiated.
+    pub fn features(&self) -> u64 {
+        self.features.bits()
+    }
+
+    /// Whether the other side is there: a look at the connection.
+    pub fn link(&mut self) -> bool {
+        if self.up
+            && let Err(error) = self.session.service()
+        {
+            tracing::warn!("link down: {error}");
+            self.up = false;
+        }
+        self.up
+    }
+}
+
+impl Drop for LentPort {
+    fn drop(&mut self) {
+        if self.up
+            && let Err(error) = self.session.stop()
+        {
+            tracing::debug!("the back-end did not stop its rings: {error}");
+        }
+        self.open.store(false, Ordering::Release);
+    }
+}
+
+/// The regions' addresses, if all can be lent.
+fn check(regions: &[LentRegion]) -> Result<LentMemory, Error> {
+    let mut ranges: Vec<std::ops::Range<u64>> = Vec::new();
+    for (index, region) in regions.iter().enumerate() {
+        let refuse = |why: String| Err(Error::Region { index, why });
+        let LentRegion { offset, len, page, .. } = *region;
+        let address = region.address.as_ptr() as u64;
+        if len == 0 || !page.is_power_of_two() || page < 4096 {
+            return refuse(format!("{len} bytes in pages of {page}"));
+        }
+        if !len.is_multiple_of(page) || !address.is_multiple_of(page as u64) || !offset.is_multiple_of(page as u64) {
+            return refuse(format!(
+                "{len} bytes at {address:#x}, offset {offset:#x}: not all multiples of its page of {page} bytes"
+            ));
+        }
+        let Some(end) = address.checked_add(len as u64) else {
+            return refuse(format!("{len} bytes at {address:#x} wrap around"));
+        };
+        let size = rustix::fs::fstat(&region.fd)
+            .tried("fstat(2) of a lent region")?
+            .st_size;
+        if offset.checked_add(len as u64).is_none_or(|end| end > size as u64) {
+            return refuse(format!("{len} bytes from {offset:#x} on, of a file of {size} bytes"));
+        }
+        if let Some(other) = ranges.iter().position(|r| address < r.end && r.start < end) {
+            return refuse(format!("it overlaps region {other}"));
+        }
+        ranges.push(address..end);
+    }
+    if ranges.is_empty() {
+        return Err(Error::Region {
+            index: 0,
+            why: "there is none: lend at least one".into(),
+        });
+    }
+    Ok(LentMemory(ranges.into()))
+}
+
+fn negotiate(spec: &PortSpec, session: &mut FrontendSession) -> Result<Features, Error> {
+    let offer = session.offer()?;
+    let offered = Features::from_bits_retain(offer.features);
+    let mut wanted = Features::VERSION_1 | Features::NET_MTU;
+    wanted.set(Features::NET_MQ, spec.queues > 1);
+    wanted.set(Features::RING_PACKED, spec.packed);
+    wanted.set(Features::IN_ORDER, spec.in_order);
+    wanted.set(Features::RING_EVENT_IDX, spec.event_idx);
+    let lacks = |feature, advice| {
+        Err(Error::Feature {
+            path: spec.path.clone(),
+            feature,
+            offered: offer.features,
+            advice,
+        })
+    };
+    if !offered.contains(Features::VERSION_1) {
+        return lacks(
+            "VIRTIO_F_VERSION_1",
+            "legacy devices are not supported: use a back-end of virtio 1.0 or later",
+        );
+    }
+    if spec.packed && !offered.contains(Features::RING_PACKED) {
+        return lacks(
+            "VIRTIO_F_RING_PACKED",
+            "leave packed_vq=1 out, and the port has split rings",
+        );
+    }
+    if spec.queues > offer.queue_pairs {
+        return Err(Error::TooManyQueues {
+            path: spec.path.clone(),
+            asked: spec.queues,
+            most: offer.queue_pairs,
+        });
+    }
+    Ok(wanted & offered)
+}
+
+/// A pair of rings, and their kicks.
+fn pair(
+    index: usize,
+    rings: &Arc<Segment>,
+    layout: Layout,
+    features: Features,
+    memory: &LentMemory,
+    open: &Arc<AtomicBool>,
+) -> Result<(LentPair, [Arc<OwnedFd>; 2]), Error> {
+    let event = || {
+        let flags = EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC;
+        eventfd(0, flags).tried("eventfd(2)").map(Arc::new)
+    };
+    let (kicks, calls) = ([event()?, event()?], [event()?, event()?]);
+    let ring = |which: usize| {
+        let size = layout.size();
+        let slots = vec![Slot::default(); usize::from(size)].into_boxed_slice();
+        let at = (2 * index + which) * layout.block_len();
+        // SAFETY: the segment was asked for with room for all rings; the mapping's base is page-aligned.
+        let memory = unsafe { layout.place(rings.base().add(at)) };
+        // SAFETY: the pair keeps the segment mapped, and is the only driver of this fresh ring.
+        let driver = unsafe { Driver::new(memory, size, Options::from_features(features), slots) };
+        let driver = driver.map_err(|source| Error::Ring {
+            index: 2 * index + which,
+            source,
+        })?;
+        let mut ring = RawRing::new(driver, Arc::clone(&kicks[which]), NET_HEADER);
+        ring.set_notify(false);
+        Ok::<_, Error>(ring)
+    };
+    let raw = RawQueue {
+        rx: ring(0)?,
+        tx: ring(1)?,
+    };
+    let pair = LentPair {
+        raw,
+        calls,
+        memory: memory.clone(),
+        open: Arc::clone(open),
+        _rings: Arc::clone(rings),
+    };
+    Ok((pair, kicks))
+}

@@ -1,0 +1,104 @@
+//! What a PF is asked to let through, so that a filter finds what it lets in.
+
+use ixgbevf::XcastMode;
+use virtio_ring::net::{RxMode, VLANS};
+
+use super::Control;
+use crate::error::Error;
+use crate::filter::Filter;
+
+/// Stations and groups that a PF can be told of (SET_MACVLAN, SET_MULTICAST).
+const STATIONS: usize = 16;
+const GROUPS: usize = 30;
+
+/// What to ask for.
+struct Wanted {
+    mode: XcastMode,
+    stations: Vec<[u8; 6]>,
+    groups: Vec<[u8; 6]>,
+}
+
+impl Wanted {
+    fn of(filter: Option<&Filter>) -> Self {
+        let none = Wanted {
+            mode: XcastMode::Multicast,
+            stations: Vec::new(),
+            groups: Vec::new(),
+        };
+        let Some(filter) = filter else { return none };
+        let stations = filter.stations().filter(|s| s.len() <= STATIONS);
+        let groups = filter.groups().filter(|g| g.len() <= GROUPS);
+        // All stations come to promiscuous functions only.
+        let all_stations = filter.mode(RxMode::Promiscuous) || filter.mode(RxMode::AllUnicast) || stations.is_none();
+        let mode = if all_stations {
+            XcastMode::Promiscuous
+        } else if filter.mode(RxMode::AllMulticast) || groups.is_none() {
+            XcastMode::AllMulticast
+        } else {
+            XcastMode::Multicast
+        };
+        Wanted {
+            mode,
+            stations: stations.unwrap_or_default(),
+            groups: groups.unwrap_or_default(),
+        }
+    }
+}
+
+impl Control {
+    /// Asks the PF for what `filter` lets in, then drops what else comes. After an error all is as before, as far as the
+    /// PF grants that once more.
+    pub(super) fn set_filter(&mut self, filter: Option<Filter>) -> Result<(), Error> {
+        let before = self.filter.clone();
+        if let Err(error) = self.ask(before.as_ref(), filter.as_ref()) {
+            let failed = self.failed("have the filter's frames let through");
+            if let Err(again) = self.ask(filter.as_ref(), before.as_ref()) {
+                tracing::warn!("{}: the filter of before is not granted any more: {again}", self.name());
+            }
+            return Err(failed(error));
+        }
+        let active = filter.clone().filter(Filter::is_active).map(Box::new);
+        for gate in &mut self.pairs {
+            let was_open = gate.is_open();
+            gate.close().set_filter(active.clone());
+            if was_open {
+                gate.open();
+            }
+        }
+        self.filter = filter;
+        Ok(())
+    }
+
+    fn ask(&mut self, before: Option<&Filter>, after: Option<&Filter>) -> Result<(), ixgbevf::Error> {
+        let mode = self.mode;
+        let Some(vf) = &mut self.vf else {
+            return Err(ixgbevf::Error::Gone);
+        };
+        let (old, new) = (Wanted::of(before), Wanted::of(after));
+        if new.mode != mode {
+            vf.set_mode(new.mode)?;
+            self.mode = new.mode;
+        }
+        if let Some(filter) = after
+            && filter.mac() != vf.mac()
+        {
+            vf.set_mac(filter.mac())?;
+            self.inner.set_mac(filter.mac());
+        }
+        if new.groups != old.groups {
+            vf.set_multicast(&new.groups)?;
+        }
+        if new.stations != old.stations {
+            vf.set_unicast(&new.stations)?;
+        }
+        let spec = &self.inner.spec;
+        for id in 0..VLANS {
+            let listed =
+                |filter: Option<&Filter>| spec.vlans.contains(&id) || filter.is_some_and(|filter| filter.has_vlan(id));
+            if listed(before) != listed(after) {
+                vf.set_vlan(id, listed(after))?;
+            }
+        }
+        Ok(())
+    }
+}
