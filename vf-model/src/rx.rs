@@ -119,6 +119,13 @@ impl RxQueue {
         (self.srrctl & srrctl::PACKET_SIZE) as usize * 1024
     }
 
+    /// Whether there are descriptors for a frame behind those that came in the same step and are not placed yet.
+    fn has_room_for(&self, len: usize) -> bool {
+        let size = self.buffer_bytes().max(1);
+        let waiting = self.waiting.iter().map(|frame| frame.bytes.len().div_ceil(size));
+        waiting.sum::<usize>() + len.div_ceil(size) <= self.ring.available() as usize
+    }
+
     /// Takes a frame into the packet buffer, or drops it.
     pub fn accept(
         &mut self,
@@ -156,9 +163,7 @@ impl RxQueue {
                 tag = remove_tag(&mut frame).unwrap_or(0);
             }
         }
-        let needed = frame.len().div_ceil(self.buffer_bytes().max(1)) as u32;
-        let drop_now =
-            self.srrctl & srrctl::DROP != 0 && !hold && (self.ring.available() < needed || !self.waiting.is_empty());
+        let drop_now = self.srrctl & srrctl::DROP != 0 && !hold && !self.has_room_for(frame.len());
         let limit = if hold { HELD_BYTES } else { WAITING_BYTES };
         if drop_now || self.waiting_bytes + frame.len() > limit {
             drops.no_descriptor += 1;

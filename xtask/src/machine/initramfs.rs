@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use super::fetch::{Guest, loader};
 use super::kernel::Modules;
+use crate::peers::{LOADER, Program, listed};
 use crate::process;
 
 /// What runs as process 1: it loads the modules and then runs the scripts that come over the second serial line.
@@ -101,7 +102,7 @@ impl Initramfs {
         let mut list = Command::new(&start[0]);
         list.args(&start[1..]).arg("--list").arg(path);
         let list = process::run("ld.so --list", list, Duration::from_secs(20))?;
-        for library in libraries(&list) {
+        for library in listed(&list) {
             ensure!(
                 library.starts_with(&root),
                 "{name} needs {}, which is not a guest's",
@@ -122,10 +123,28 @@ impl Initramfs {
     }
 
     /// Adds a program of the host that needs no libraries, under a name.
-    #[allow(dead_code, reason = "for a program of ours, which no test runs in a guest yet")]
     pub fn program(&mut self, name: &str, path: &Path) -> Result<()> {
         let bytes = fs::read(path).with_context(|| path.display().to_string())?;
         self.file(&format!("usr/bin/{name}"), 0o755, &bytes)
+    }
+
+    /// Adds a program of the host's with the libraries that it needs, and with `more` libraries, which it loads by name.
+    pub fn host_program(&mut self, program: &Program, more: &[&str]) -> Result<()> {
+        for library in program.linked(more)? {
+            let soname = library.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let bytes = fs::read(&library).with_context(|| library.display().to_string())?;
+            self.file(&format!("usr/lib/{soname}"), 0o755, &bytes)?;
+        }
+        let ld = Path::new(LOADER).file_name().unwrap_or_default().to_string_lossy();
+        self.file(&format!("usr/lib/{ld}"), 0o755, &fs::read(LOADER)?)?;
+        self.insert(&format!("lib64/{ld}"), Entry::Link(format!("/usr/lib/{ld}")))?;
+        let name = program
+            .path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        self.program(&name, &program.path)
     }
 
     /// Writes the archive.
@@ -134,14 +153,6 @@ impl Initramfs {
         self.file(MODULES, 0o644, list.as_bytes())?;
         fs::write(path, archive(&self.entries)).with_context(|| path.display().to_string())
     }
-}
-
-/// The paths in the output of the loader's `--list`: "libc.so.6 => /x/libc.so.6 (0x...)".
-fn libraries(list: &str) -> Vec<PathBuf> {
-    list.lines()
-        .filter_map(|l| l.split_once(" => ")?.1.split(" (0x").next())
-        .map(PathBuf::from)
-        .collect()
 }
 
 /// Entries in the order of their paths: a folder comes before what is in it.
@@ -199,16 +210,5 @@ mod tests {
         assert_eq!(&text[112..112 + file.len()], file);
         assert!(text.ends_with("TRAILER!!!\0\0\0\0"), "{text}");
         assert_eq!(text.len() % 4, 0);
-    }
-
-    #[test]
-    fn what_the_loader_lists() {
-        let list = "\tlinux-vdso.so.1 (0x00007fff)\n\tlibc.so.6 => /x/lib/libc.so.6 (0x00007f00)\n\
-                    \t/lib64/ld-linux-x86-64.so.2 => /x/lib/ld-linux-x86-64.so.2 (0x00007f01)\n";
-        assert_eq!(
-            libraries(list),
-            [PathBuf::from("/x/lib/libc.so.6"), "/x/lib/ld-linux-x86-64.so.2".into()]
-        );
-        assert!(libraries("\tstatically linked\n").is_empty());
     }
 }

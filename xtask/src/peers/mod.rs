@@ -7,8 +7,22 @@ pub mod testpmd;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::Result;
+
+use crate::process;
+
+/// Where programs for this architecture look for their loader.
+pub const LOADER: &str = "/lib64/ld-linux-x86-64.so.2";
+
+/// The paths in the output of the loader's `--list`: "libc.so.6 => /x/libc.so.6 (0x...)".
+pub fn listed(list: &str) -> Vec<PathBuf> {
+    list.lines()
+        .filter_map(|l| l.split_once(" => ")?.1.split(" (0x").next())
+        .map(PathBuf::from)
+        .collect()
+}
 
 /// A program of another project, as found.
 #[derive(Clone, Debug)]
@@ -39,6 +53,20 @@ impl Program {
     pub fn plugins(&self) -> Option<&Path> {
         let is_pmds = |d: &&PathBuf| d.file_name().is_some_and(|n| n.to_string_lossy().starts_with("pmds"));
         self.libraries.iter().find(is_pmds).map(PathBuf::as_path)
+    }
+
+    /// The files of the shared libraries that it is linked with, and of `more` that it loads by name, as far as they are
+    /// there.
+    pub fn linked(&self, more: &[&str]) -> Result<Vec<PathBuf>> {
+        let mut list = Command::new(LOADER);
+        if !self.libraries.is_empty() {
+            list.arg("--library-path").arg(std::env::join_paths(&self.libraries)?);
+        }
+        if !more.is_empty() {
+            list.arg("--preload").arg(more.join(" "));
+        }
+        list.arg("--list").arg(&self.path);
+        Ok(listed(&process::run("ld.so --list", list, Duration::from_secs(20))?))
     }
 
     fn apply(&self, command: &mut Command) {
@@ -161,4 +189,20 @@ pub fn shown(command: &Command) -> String {
 /// `cargo xtask peers`; `full`: with a kernel of our own making.
 pub fn command(root: &Path, check: bool, full: bool) -> Result<bool> {
     install::command(root, check, full)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_loader_lists() {
+        let list = "\tlinux-vdso.so.1 (0x00007fff)\n\tlibc.so.6 => /x/lib/libc.so.6 (0x00007f00)\n\
+                    \t/lib64/ld-linux-x86-64.so.2 => /x/lib/ld-linux-x86-64.so.2 (0x00007f01)\n";
+        assert_eq!(
+            listed(list),
+            [PathBuf::from("/x/lib/libc.so.6"), "/x/lib/ld-linux-x86-64.so.2".into()]
+        );
+        assert!(listed("\tstatically linked\n").is_empty());
+    }
 }

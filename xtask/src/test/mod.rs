@@ -22,6 +22,7 @@ mod paths;
 mod pmd;
 mod startup;
 mod unprivileged;
+mod vf_dpdk;
 mod vf_model;
 mod wire;
 mod workspace;
@@ -74,6 +75,8 @@ pub enum Need {
     Machine,
     /// The same with the kernel that has iommufd.
     FullKernel,
+    /// testpmd with net_ixgbe, and all that they need, to put them into a guest.
+    GuestTestpmd,
     /// A program on the PATH.
     Tool(&'static str),
     /// The `usernic` program, which the first case that needs it builds.
@@ -240,6 +243,7 @@ fn suites() -> Vec<Case> {
     cases.extend(guest::cases());
     cases.extend(guest_device::cases());
     cases.extend(vf_model::cases());
+    cases.extend(vf_dpdk::cases());
     cases.extend(hwtest::cases());
     cases.extend(bad_input::cases());
     cases.extend(unprivileged::cases());
@@ -378,6 +382,7 @@ fn lacking(ctx: &Ctx, need: Need) -> Option<String> {
         {
             Some("OVS needs /dev/net/tun".into())
         }
+        Need::GuestTestpmd => vf_dpdk::lacking(ctx.found.testpmd.as_ref()),
         Need::FullKernel => ctx.full_machine().err().map(|e| format!("{e:#}")),
         Need::Machine => ctx.machine().err().map(|e| format!("{e:#}")),
         Need::Tool(tool) if which(tool).is_none() => missing(tool),

@@ -4,7 +4,7 @@
 
 mod refusals;
 mod silicon;
-mod stage;
+pub(super) mod stage;
 
 use anyhow::{Result, ensure};
 use hwtest::CASES;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use vf_model::server::{Machine as Model, stats};
 use vf_model::{Kind, Settings, Speed};
 
@@ -34,6 +34,14 @@ pub struct Wiring {
     pub iommu: Option<&'static str>,
     /// A device that comes before the functions, if any.
     pub bridge: Option<&'static str>,
+    /// Frames wait for descriptors, although the driver would have them dropped: nothing is lost to a slow machine.
+    pub hold: bool,
+    /// The PF stops queues that send without a context.
+    pub detection: bool,
+    /// QEMU waits for each write to a register: the two functions' writes take effect in the order of time.
+    pub no_posted_writes: bool,
+    /// What the root file system has more.
+    pub more: fn(&Ctx, &mut Initramfs) -> Result<()>,
     /// Bus and slot of the peer's function and of ours, and their addresses in the guest.
     pub places: [(&'static str, u8, &'static str); 2],
 }
@@ -47,6 +55,10 @@ impl Wiring {
             kind,
             iommu: Some("intremap=on,caching-mode=on"),
             bridge: None,
+            hold: true,
+            detection: true,
+            no_posted_writes: false,
+            more: |_, _| Ok(()),
             places: [("pcie.0", 5, "0000:00:05.0"), ("pcie.0", 6, "0000:00:06.0")],
         }
     }
@@ -62,8 +74,8 @@ pub struct Stage {
     keys: &'static str,
 }
 
-/// Builds what runs in the guest, without libraries: [`hwtest`] and `usernic`.
-fn programs(ctx: &Ctx) -> Result<[PathBuf; 2]> {
+/// Builds what runs in the guest, without libraries: those of [`hwtest`], and `usernic`.
+pub fn programs(ctx: &Ctx) -> Result<[PathBuf; 3]> {
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| ctx.root.join("target"), PathBuf::from);
     let target = target.join("static");
     let triple = "x86_64-unknown-linux-gnu";
@@ -82,7 +94,7 @@ fn programs(ctx: &Ctx) -> Result<[PathBuf; 2]> {
     command.env("CARGO_PROFILE_RELEASE_STRIP", "symbols");
     command.env("CARGO_PROFILE_RELEASE_DEBUG", "0");
     process::run("cargo build of what runs in the guest", command, BUILD)?;
-    Ok(["hwtest", "usernic"].map(|name| target.join(triple).join("release").join(name)))
+    Ok(["hwtest", "hwtest-wire", "usernic"].map(|name| target.join(triple).join("release").join(name)))
 }
 
 impl Stage {
@@ -98,23 +110,22 @@ impl Stage {
         root.tool("ethtool")?;
         for program in programs(ctx)? {
             let name = program.file_name().unwrap_or_default().to_string_lossy();
-            let bytes = std::fs::read(&program).with_context(|| program.display().to_string())?;
-            root.file(&format!("usr/bin/{name}"), 0o755, &bytes)?;
+            root.program(&name, &program)?;
         }
+        (wiring.more)(ctx, &mut root)?;
         let initramfs = dir.join("initramfs");
         root.write(&initramfs)?;
 
-        // Nothing may be lost: frames wait for descriptors, although the driver would have them dropped.
         let model = Model::new(Settings {
             kind: wiring.kind,
             vfs: 2,
             queues: 4,
-            hold: true,
+            hold: wiring.hold,
             ..Settings::default()
         })?;
         model.act(|nic| {
             nic.pf().mtu = 9000;
-            nic.pf().malicious_detection = true;
+            nic.pf().malicious_detection = wiring.detection;
         });
         let monitor = dir.join("monitor");
         let mut devices = vec![
@@ -136,6 +147,7 @@ impl Stage {
                 "socket": { "type": "unix", "path": path(&socket)? },
                 "bus": bus,
                 "addr": format!("{slot:02x}.0"),
+                "x-no-posted-writes": wiring.no_posted_writes,
             });
             devices.extend(["-device".into(), device.to_string()]);
         }
@@ -185,6 +197,11 @@ dmesg -c >/dev/null";
         stream.write_all(format!("{line}\n").as_bytes())?;
         // It reads at its leisure, and what is not read when we hang up is lost.
         process::sleep(Duration::from_millis(200))
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Model {
+        &self.model
     }
 
     fn with_names(&self, script: &str) -> String {
@@ -296,6 +313,11 @@ dmesg -c >/dev/null";
             ensure!(halts.is_empty(), "queues were stopped: {halts:?}");
             Ok(())
         })?;
+        self.kernel_is_content()
+    }
+
+    /// That the guest's kernel has said nothing of a mistake.
+    pub fn kernel_is_content(&mut self) -> Result<()> {
         let log = self.vm.ok(
             "kernel log",
             "dmesg | grep -E 'BUG:|WARNING:|DMAR:.*fault|timed out' || true",
