@@ -13,22 +13,16 @@ const ALL: u16 = (libc::ETH_P_ALL as u16).to_be();
 pub struct Peer {
     socket: OwnedFd,
     mac: [u8; 6],
+    index: u32,
 }
 
 impl Peer {
     /// On this interface. It takes CAP_NET_RAW.
     pub fn open(interface: &str) -> Result<Self> {
-        let file = |what: &str| {
-            let path = format!("/sys/class/net/{interface}/{what}");
-            std::fs::read_to_string(&path).with_context(|| format!("no interface {interface}: {path}"))
-        };
-        let index: i32 = file("ifindex")?.trim().parse()?;
-        let address = file("address")?;
-        let mut mac = [0; 6];
-        let mut digits = address.trim().split(':');
-        for byte in &mut mac {
-            *byte = u8::from_str_radix(digits.next().unwrap_or_default(), 16).context(address.clone())?;
-        }
+        let name = std::ffi::CString::new(interface)?;
+        // SAFETY: a string that ends. In the network namespace that we are in, which /sys need not show.
+        let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
+        ensure!(index > 0, "no interface {interface}: {}", Error::last_os_error());
         let kind = libc::SOCK_RAW | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
         // SAFETY: socket(2) takes numbers. Protocol 0: nothing comes before it is bound.
         let fd = unsafe { libc::socket(libc::AF_PACKET, kind, 0) };
@@ -51,7 +45,7 @@ impl Peer {
         let mut address = libc::sockaddr_ll {
             sll_family: libc::AF_PACKET as u16,
             sll_protocol: ALL,
-            sll_ifindex: index,
+            sll_ifindex: index as i32,
             sll_hatype: 0,
             sll_pkttype: 0,
             sll_halen: 0,
@@ -61,7 +55,35 @@ impl Peer {
         // SAFETY: a whole sockaddr_ll and its size.
         let done = unsafe { libc::bind(fd, (&raw mut address).cast(), len) };
         ensure!(done == 0, "binding to {interface}: {}", Error::last_os_error());
-        Ok(Peer { socket, mac })
+        let mut len = len;
+        // SAFETY: a whole sockaddr_ll and its size.
+        let done = unsafe { libc::getsockname(fd, (&raw mut address).cast(), &raw mut len) };
+        ensure!(
+            done == 0 && address.sll_halen == 6,
+            "the address of {interface}: {}",
+            Error::last_os_error()
+        );
+        let mut mac = [0; 6];
+        mac.copy_from_slice(&address.sll_addr[..6]);
+        Ok(Peer { socket, mac, index })
+    }
+
+    /// Joins a group of Ethernet's, as long as this lives: what `ip maddr add` does.
+    pub fn join(&self, group: [u8; 6]) -> Result<()> {
+        let mut request = libc::packet_mreq {
+            mr_ifindex: self.index as i32,
+            mr_type: libc::PACKET_MR_MULTICAST as u16,
+            mr_alen: 6,
+            mr_address: [0; 8],
+        };
+        request.mr_address[..6].copy_from_slice(&group);
+        let len = size_of::<libc::packet_mreq>() as libc::socklen_t;
+        let (level, option) = (libc::SOL_PACKET, libc::PACKET_ADD_MEMBERSHIP);
+        // SAFETY: a whole packet_mreq and its size.
+        let done =
+            unsafe { libc::setsockopt(self.socket.as_raw_fd(), level, option, (&raw const request).cast(), len) };
+        ensure!(done == 0, "joining {group:x?}: {}", Error::last_os_error());
+        Ok(())
     }
 
     /// The interface's address.

@@ -10,7 +10,7 @@ use pcap_file::pcap::PcapReader;
 use usernic::offload::checksum::Verdict;
 use usernic::{Burst, Checksum};
 use vf_machine::{LIMIT, Machine, checksums_are_right, flush, frame, ipv4, receive, receive_with, send};
-use vf_model::{Kind, Settings, Speed};
+use vf_model::{Kind, Registers as _, Settings, Speed};
 
 /// The frames of the demo's capture, readdressed.
 fn capture(to: [u8; 6], from: [u8; 6]) -> Vec<Vec<u8>> {
@@ -69,6 +69,44 @@ fn a_capture_passes_both_ways_byte_for_byte() {
         drop((qa, qb, a, b));
         machine.finish();
     }
+}
+
+/// What the registers of four pairs say: the rings lie in 2 MiB, of one mapping of the IOMMU that holds the buffers too.
+#[test]
+fn the_rings_of_four_pairs_of_512_fit_into_2_mib_of_one_mapping() {
+    const PAIRS: u32 = 4;
+    let machine = Machine::new(Settings {
+        queues: PAIRS as usize,
+        ..Settings::default()
+    });
+    let port = machine.port(0, ",queues=4,queue_size=512");
+    assert_eq!(machine.maps(0), 1, "one mapping for the whole port");
+    // VFRDBAL, VFRDBAH and VFRDLEN of the queues, and VFTDBAL and so on.
+    let vf = machine.device.vf(0);
+    let mut rings: Vec<(u64, u64)> = Vec::new();
+    for queue in 0..PAIRS {
+        for base in [0x1000, 0x2000] {
+            let word = |offset| u64::from(vf.read32(base + 0x40 * queue + offset));
+            assert_eq!(word(8), 512 * 16, "bytes of a ring");
+            rings.push((word(0) | word(4) << 32, word(8)));
+        }
+    }
+    rings.sort_unstable();
+    for pair in rings.windows(2) {
+        assert!(pair[0].0 + pair[0].1 <= pair[1].0, "rings overlap: {rings:x?}");
+    }
+    let (first, last) = (rings[0], rings[rings.len() - 1]);
+    let span = last.0 + last.1 - first.0;
+    assert!(span <= 2 << 20, "the rings take {span} bytes");
+    // None of it is waste: 8 rings of 8 KiB are 64 KiB.
+    assert_eq!(span, 64 << 10);
+    assert_eq!(
+        machine.device.with(|nic| nic.dma(0).len()),
+        1,
+        "one window of the device's"
+    );
+    drop(port);
+    machine.finish();
 }
 
 #[test]

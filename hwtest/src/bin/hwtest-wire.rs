@@ -1,12 +1,13 @@
-//! Frames out of a packet socket, to a forwarder of another project's that sends them back, and whether they come as they
-//! should.
+//! Frames out of and into packet sockets, for tests of what nobody here wrote: a forwarder that sends back what it gets, a
+//! driver whose filters are looked at.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use clap::{Parser, ValueEnum};
+use clap::{Args, Parser, ValueEnum};
 use hwtest::frames::{checksums_are_right, frame, ipv4};
 use hwtest::{LIMIT, Peer};
 
@@ -23,17 +24,43 @@ enum Kind {
     Plain,
     /// TCP and UDP, every other frame with wrong checksums: all come with right ones.
     Checksums,
-    /// Not IP, to the address `--to`: heard at `--back`, and not sent back.
-    OneWay,
-    /// As one-way, but nothing must be heard.
-    Unheard,
-    /// Nothing comes at all.
+    /// Nothing comes back.
     Lost,
 }
 
-/// Sends frames, and compares what comes back.
 #[derive(Parser)]
-struct Arguments {
+enum What {
+    /// Sends frames to a forwarder, and compares what comes back
+    Echo(Echo),
+    /// Sends frames, not IP, of 100 bytes
+    Send {
+        #[arg(long)]
+        out: String,
+        #[arg(long)]
+        to: String,
+        #[arg(long)]
+        count: usize,
+    },
+    /// Says that it listens, and, once a file exists, how many frames have come
+    Hear {
+        #[arg(long)]
+        by: String,
+        /// The sender's address
+        #[arg(long)]
+        from: String,
+        /// The receiver's, ours or not
+        #[arg(long)]
+        to: String,
+        /// A group to be in meanwhile
+        #[arg(long)]
+        join: Option<String>,
+        #[arg(long)]
+        until: PathBuf,
+    },
+}
+
+#[derive(Args)]
+struct Echo {
     /// The interface that frames are sent by
     #[arg(long)]
     out: String,
@@ -46,9 +73,6 @@ struct Arguments {
     /// The forwarder's address
     #[arg(long)]
     to: String,
-    /// Whose frames are listened to, if not the forwarder's
-    #[arg(long)]
-    from: Option<String>,
     #[arg(long, value_enum)]
     frames: Kind,
     #[arg(long)]
@@ -56,7 +80,7 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
+    match run(&What::parse()) {
         Ok(said) => {
             println!("{said}");
             ExitCode::SUCCESS
@@ -78,11 +102,47 @@ fn mac_of(text: &str) -> Result<[u8; 6]> {
     Ok(mac)
 }
 
-fn run(arguments: &Arguments) -> Result<String> {
+fn run(what: &What) -> Result<String> {
+    match what {
+        What::Echo(arguments) => echo(arguments),
+        What::Send { out, to, count } => {
+            let (out, to) = (Peer::open(out)?, mac_of(to)?);
+            for i in 0..*count {
+                out.send(&frame(to, out.mac(), 100, i))?;
+            }
+            Ok(format!("{count} frames"))
+        }
+        What::Hear {
+            by,
+            from,
+            to,
+            join,
+            until,
+        } => {
+            let (peer, from, to) = (Peer::open(by)?, mac_of(from)?, mac_of(to)?);
+            if let Some(group) = join {
+                peer.join(mac_of(group)?)?;
+            }
+            println!("listening");
+            let end = Instant::now() + LIMIT;
+            while !until.exists() {
+                ensure!(Instant::now() < end, "{} does not come to be", until.display());
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            std::thread::sleep(SILENCE);
+            let mut heard = 0;
+            while let Some(got) = peer.receive(from)? {
+                heard += usize::from(got[..6] == to && got[12..14] == frame(to, from, 14, 0)[12..14]);
+            }
+            Ok(format!("heard {heard}"))
+        }
+    }
+}
+
+fn echo(arguments: &Echo) -> Result<String> {
     let (out, back) = (Peer::open(&arguments.out)?, Peer::open(&arguments.back)?);
     let quiet = arguments.quiet.as_deref().map(Peer::open).transpose()?;
     let to = mac_of(&arguments.to)?;
-    let from = arguments.from.as_deref().map_or(Ok(to), mac_of)?;
     let (kind, ours) = (arguments.frames, out.mac());
     let mut bytes = 0;
     for begin in (0..arguments.count).step_by(WINDOW) {
@@ -95,24 +155,21 @@ fn run(arguments: &Arguments) -> Result<String> {
                     let len = 60 + i * 97 % 1455;
                     (frame(to, ours, len, i), frame(ours, to, len, i))
                 }
-                Kind::OneWay | Kind::Unheard | Kind::Lost => {
-                    let sent = frame(to, ours, 100, i);
-                    (sent.clone(), sent)
-                }
+                Kind::Lost => (frame(to, ours, 100, i), Vec::new()),
             };
             out.send(&sent)?;
             bytes += sent.len();
             missing.insert(wanted, i);
         }
-        if matches!(kind, Kind::Unheard | Kind::Lost) {
+        if kind == Kind::Lost {
             std::thread::sleep(SILENCE);
-            let heard = back.receive(from)?;
+            let heard = back.receive(to)?;
             ensure!(heard.is_none(), "heard all the same: {:x?}", heard.unwrap_or_default());
             continue;
         }
         let end = Instant::now() + LIMIT;
         while let Some(number) = missing.values().next().copied() {
-            let Some(got) = back.receive(from)? else {
+            let Some(got) = back.receive(to)? else {
                 ensure!(
                     Instant::now() < end,
                     "{} of {window} frames did not come back, number {number} among them",
@@ -134,7 +191,7 @@ fn run(arguments: &Arguments) -> Result<String> {
     }
     if let Some(quiet) = quiet {
         std::thread::sleep(SILENCE);
-        let heard = quiet.receive(from)?;
+        let heard = quiet.receive(to)?;
         ensure!(
             heard.is_none(),
             "a frame came by {} too",

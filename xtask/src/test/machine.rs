@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 
 use super::{Case, Ctx, Need, Outcome, passed};
-use crate::machine::{Config, Initramfs, Vm};
+use crate::machine::{Config, Initramfs, Machine, Vm};
 
 const SHORT: Duration = Duration::from_secs(30);
 
@@ -16,17 +16,63 @@ pub fn cases() -> Vec<Case> {
     ]
 }
 
+/// The kernel of our own making, whose cases are run with `cargo xtask hwtest --kernel full`.
+pub fn full_case() -> Case {
+    Case::new("machine/full", &[Need::FullKernel], full)
+}
+
 fn boot(ctx: &Ctx, fill: impl FnOnce(&mut Initramfs) -> Result<()>) -> Result<Vm> {
-    let machine = ctx.machine()?;
+    boot_on(ctx, ctx.machine()?, Config::default(), fill)
+}
+
+fn boot_on(
+    ctx: &Ctx,
+    machine: &Machine,
+    config: Config,
+    fill: impl FnOnce(&mut Initramfs) -> Result<()>,
+) -> Result<Vm> {
     let initramfs = ctx.dir.join("initramfs");
     let mut root = Initramfs::new(&machine.guest)?;
     fill(&mut root)?;
     root.write(&initramfs)?;
     let config = Config {
         echo: ctx.verbose,
-        ..Default::default()
+        ..config
     };
     Vm::boot(machine, &config, &initramfs, &ctx.dir)
+}
+
+/// It boots, behind an IOMMU, and has what no kernel of Debian's has: iommufd, noiommu mode, vhost-net, all built in.
+fn full(ctx: &Ctx) -> Result<Outcome> {
+    let machine = ctx.full_machine()?;
+    let config = Config {
+        devices: ["-device", "intel-iommu,intremap=on,caching-mode=on"]
+            .map(str::to_owned)
+            .to_vec(),
+        append: "intel_iommu=on no_timer_check".into(),
+        ..Config::default()
+    };
+    let mut vm = boot_on(ctx, &machine, config, |_| Ok(()))?;
+    // Opened, not only there: a node without its driver is of no use.
+    let script = "set -e
+uname -r
+for node in /dev/iommu /dev/vfio/vfio /dev/vhost-net /dev/net/tun; do
+    [ -c $node ] || { echo no $node; exit 1; }
+    exec 4<>$node
+    exec 4>&-
+done
+[ -e /sys/module/vfio/parameters/enable_unsafe_noiommu_mode ]
+[ -d /sys/bus/pci/drivers/vfio-pci ]
+[ -d /sys/bus/pci/drivers/ixgbevf ]
+ls /sys/class/iommu | grep -q dmar
+[ ! -s /proc/modules ]";
+    let said = vm.ok("nodes", script, SHORT)?;
+    let version = machine.guest.version();
+    ensure!(said.trim() == version, "the kernel is {said}, not {version}");
+    let log = vm.ok("kernel log", "dmesg | grep -E 'BUG:|WARNING:' || true", SHORT)?;
+    ensure!(log.is_empty(), "the kernel complains:\n{log}");
+    vm.power_off()?;
+    Ok(Outcome::Passed(format!("Linux {version}")))
 }
 
 /// Statuses, every byte of the output, files of the root file system, and a script that does not end.

@@ -41,7 +41,7 @@ pub fn cases() -> Vec<Case> {
 
 /// Those of the kernel that is made for it, which `cargo xtask test` does not ask for.
 pub fn full_cases() -> Vec<Case> {
-    let mut cases = Vec::new();
+    let mut cases = vec![super::machine::full_case()];
     // A kernel that has both ways: iommufd by itself, the container where it is asked for.
     for (name, keys) in [("iommufd", "interface=iommufd"), ("container", "interface=container")] {
         let wiring = Wiring {

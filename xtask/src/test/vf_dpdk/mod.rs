@@ -200,7 +200,7 @@ kill -0 $!";
     /// Frames out of `out`, which testpmd sends back to `back`; what it and the model have counted.
     fn wire(&mut self, kind: &str, out: &str, back: &str, more: &str) -> Result<()> {
         let mac = &self.mac;
-        let script = format!("hwtest-wire --out {out} --back {back} --to {mac} --frames {kind} {more}");
+        let script = format!("hwtest-wire echo --out {out} --back {back} --to {mac} --frames {kind} {more}");
         self.stage.script(kind, &script).map(drop)
     }
 
