@@ -204,7 +204,7 @@ fn echo(arguments: &Echo) -> Result<String> {
 /// A frame with the addresses and ports of a flow of its own, as it is sent, with wrong checksums every other time, and as
 /// it is to come back.
 fn checksummed(to: [u8; 6], ours: [u8; 6], i: usize) -> (Vec<u8>, Vec<u8>) {
-    let tcp = i % 2 == 0;
+    let tcp = i.is_multiple_of(2);
     let payload: Vec<u8> = (0..20 + i * 61 % 1400).map(|at| (at * 3 + i) as u8).collect();
     let mut sent = ipv4(to, ours, tcp, (1000, 2000), &payload);
     if i / 2 % 2 == 1 {

@@ -117,8 +117,9 @@ struct Forwarder {
     stage: Stage,
     /// DPDK's release.
     version: (u32, u32),
+    /// The function's address.
     mac: String,
-    /// What the model held to be wrong before this.
+    /// Frames that Linux's driver sent from the function before testpmd had it.
     sent_before: u32,
 }
 
@@ -197,7 +198,7 @@ kill -0 $!";
         self.pmd(&all).map(drop)
     }
 
-    /// Frames out of `out`, which testpmd sends back to `back`; what it and the model have counted.
+    /// Frames out of `out`, which testpmd sends back to `back`, each compared.
     fn wire(&mut self, kind: &str, out: &str, back: &str, more: &str) -> Result<()> {
         let mac = &self.mac;
         let script = format!("hwtest-wire echo --out {out} --back {back} --to {mac} --frames {kind} {more}");
@@ -248,7 +249,7 @@ kill -0 $!";
                     // No packet has CC set, not even those with a context.
                     u64::from(nic.counters(vf).packets_tx - sent_before)
                 };
-                let complaints = nic_complaints(nic.complaints(vf), known);
+                let complaints = unexpected(nic.complaints(vf), known);
                 ensure!(complaints.is_empty(), "VF {vf}: the model complains: {complaints:?}");
             }
             Ok(())
@@ -274,7 +275,7 @@ exit 1";
 }
 
 /// What the model complains of, beside packets without a context as many as are known.
-fn nic_complaints(complaints: &vf_model::Complaints, known: u64) -> Vec<(Complaint, u64)> {
+fn unexpected(complaints: &vf_model::Complaints, known: u64) -> Vec<(Complaint, u64)> {
     let unknown = |&(what, count): &(Complaint, u64)| (what, count) != (Complaint::NoContext, known);
     complaints.iter().filter(unknown).collect()
 }
@@ -422,7 +423,7 @@ fn detected(ctx: &Ctx) -> Result<String> {
     forwarder.look(|nic| {
         let halts = nic.halts(DPDK);
         ensure!(halts == [Halt::Malicious], "halts: {halts:?}");
-        let complaints = nic_complaints(nic.complaints(DPDK), 1);
+        let complaints = unexpected(nic.complaints(DPDK), 1);
         ensure!(
             complaints.is_empty(),
             "beside one packet without a context: {complaints:?}"
@@ -438,4 +439,27 @@ fn detected(ctx: &Ctx) -> Result<String> {
     Ok(format!(
         "DPDK {year}.{month:02} sends without a context: its queue is stopped, and goes on once detection is off"
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_testpmd_says() {
+        assert_eq!(release("EAL: RTE Version: 'DPDK 22.11.11'\n"), Some((22, 11)));
+        assert_eq!(release("EAL: RTE Version: 'DPDK 25.07.0-rc1'\n"), Some((25, 7)));
+        assert_eq!(release("EAL: Detected CPU lcores: 2\n"), None);
+        let summary = "  RX-packets: 3   RX-dropped: 0   RX-total: 3\n  Bad-ipcsum: 1   Bad-l4csum: 2\n";
+        assert_eq!(number(summary, "RX-total:"), Some(3));
+        assert_eq!(number(summary, "Bad-l4csum:"), Some(2));
+        assert_eq!(number(summary, "TX-total:"), None);
+    }
+
+    #[test]
+    fn drivers_are_of_the_version_that_is_linked() {
+        let linked = ["libc.so.6", "librte_mempool.so.23"].map(str::to_owned);
+        assert_eq!(drivers(&linked)[0], "librte_mempool_ring.so.23");
+        assert!(drivers(&linked[..1]).is_empty());
+    }
 }
