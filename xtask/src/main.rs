@@ -82,6 +82,9 @@ enum What {
         /// Write the results here, too
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
+        /// Keep what the file of --json has: measure what has no result there yet, or, with --metric, these anew
+        #[arg(long, requires = "json")]
+        resume: bool,
         /// Few and short windows: to see whether it works
         #[arg(long)]
         quick: bool,
@@ -224,6 +227,7 @@ fn run(what: What) -> Result<bool> {
         ),
         What::Bench {
             json,
+            resume,
             quick,
             metric,
             baseline,
@@ -233,6 +237,7 @@ fn run(what: What) -> Result<bool> {
             root,
             &bench::Options {
                 json,
+                resume,
                 quick,
                 metric,
                 baseline,

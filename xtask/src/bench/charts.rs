@@ -45,6 +45,8 @@ struct Row {
     ratio: Option<Spread>,
     ours_name: Option<String>,
     peer_name: Option<String>,
+    #[serde(default)]
+    unfinished: bool,
 }
 
 #[derive(Clone, Deserialize)]
@@ -76,6 +78,9 @@ pub fn command(root: &Path, files: &[PathBuf]) -> Result<()> {
             eprintln!("{}: a --quick run, whose numbers say nothing", path.display());
         }
         for row in file.rows {
+            if row.unfinished {
+                eprintln!("{}: not all launches of {} were made", path.display(), row.metric);
+            }
             rows.retain(|r| (&r.metric, r.bytes) != (&row.metric, row.bytes));
             rows.push(row);
         }
@@ -368,6 +373,7 @@ mod tests {
             ratio: Some(Spread::of(&[ours / peer])),
             ours_name: Some("packed".into()),
             peer_name: None,
+            unfinished: false,
         }
     }
 

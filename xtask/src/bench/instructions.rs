@@ -197,6 +197,10 @@ impl Bench<'_> {
         // DPDK's part may be missing; ours is then told alone.
         let probe = self.testpmd().and_then(|_| startup::build_probe(&dir));
         for &bytes in self.sizes() {
+            let any = |(call, ..): &(&str, _, _)| self.wanted_at(&format!("instructions.{call}"), Some(bytes));
+            if !CALLS.iter().any(any) {
+                continue;
+            }
             let ours = self.count(&dir, Who::Ours, variants::OURS, bytes)?;
             let peer = match &probe {
                 Ok(probe) => self.count(&dir, Who::Dpdk(probe), variants::VIRTIO_USER, bytes)?,
@@ -204,7 +208,7 @@ impl Bench<'_> {
             };
             for (i, (call, ..)) in CALLS.iter().enumerate() {
                 let name = format!("instructions.{call}");
-                if !self.wanted(&name) {
+                if !self.wanted_at(&name, Some(bytes)) {
                     continue;
                 }
                 let least = |of: &[(&'static str, [f64; 4])]| {
@@ -224,6 +228,7 @@ impl Bench<'_> {
                 row.ours_name = ours.map(|o| o.0.to_owned());
                 self.report.add(row);
             }
+            self.save()?;
         }
         match probe {
             Ok(_) => Ok(()),

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [`windows`] | A B A B between two variants, which windows count, ratios |
 //! | [`cores`] | how far apart the two CPUs are; the bare ring |
-//! | [`throughput`], [`variants`] | which variants there are, the best of each side against each other, over several launches |
+//! | [`throughput`], [`scouting`], [`variants`] | which variants there are, the best of each side against each other, over several launches |
 //! | [`dpdk`], [`ours`], [`latency`], [`kernel`] | the programs, as [`windows::Variant`]s |
 //! | [`worker`], [`drive`], [`protocol`], `dpdk_probe.c` | the programs that are measured, and how we speak with them |
 //! | [`startup`], [`instructions`] | what is counted rather than timed |
@@ -31,6 +31,7 @@ mod protocol;
 mod raw;
 mod report;
 mod scale;
+mod scouting;
 pub mod startup;
 mod stats;
 mod throughput;
@@ -39,7 +40,7 @@ mod windows;
 mod worker;
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -52,7 +53,7 @@ pub use instructions::inclusive;
 use latency::{Alone, DpdkTrips, OursTrips, Percentile};
 use load::Load;
 use protocol::Worker;
-use report::{Report, Row};
+use report::{Report, Row, Spent};
 use variants::Subject;
 use windows::{Pairs, Plan};
 
@@ -63,7 +64,10 @@ const SIZES: [usize; 2] = [64, 1518];
 const PAGES: usize = 288;
 
 /// How long a run waits for near cores, in all.
-const PATIENCE: Duration = Duration::from_secs(900);
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// How long a metric does.
+const PATIENCE_OF_METRIC: Duration = Duration::from_secs(20);
 
 /// Names of metrics, for `--metric`; `*` stands for anything.
 const METRICS: &[&str] = &[
@@ -108,6 +112,8 @@ const METRICS: &[&str] = &[
 pub struct Options {
     /// Where the JSON goes.
     pub json: Option<PathBuf>,
+    /// What is there already stays: metrics that have a result are left out, but those asked for by name.
+    pub resume: bool,
     /// Fewer and shorter windows: to see whether it works, not to believe.
     pub quick: bool,
     /// Which metrics; all if none.
@@ -228,6 +234,7 @@ pub fn command(root: &Path, options: &Options) -> Result<bool> {
             limit: ms(6_000),
             wait_at_most: 1.0,
             near: false,
+            patience: Duration::ZERO,
         }
     } else {
         Plan {
@@ -237,9 +244,10 @@ pub fn command(root: &Path, options: &Options) -> Result<bool> {
             launches: 3,
             pairs: 3,
             tries: 20,
-            limit: ms(30_000),
+            limit: ms(15_000),
             wait_at_most: windows::WAIT_AT_MOST,
             near: true,
+            patience: PATIENCE_OF_METRIC,
         }
     };
     let peer = if found.testpmd.is_some() {
@@ -262,10 +270,13 @@ pub fn command(root: &Path, options: &Options) -> Result<bool> {
         scratch,
         report: Report::new(peer, options.quick),
         patience: PATIENCE,
-        known: throughput::Known::default(),
+        known: scouting::Known::default(),
         started: 0,
         plugin: None,
     };
+    if let (Some(path), true) = (&options.json, options.resume) {
+        bench.report.resume(path)?;
+    }
     let outcome = if options.scale {
         bench.scale()
     } else {
@@ -276,8 +287,8 @@ pub fn command(root: &Path, options: &Options) -> Result<bool> {
             bench.run()
         }
     };
+    bench.save()?;
     if let Some(path) = &options.json {
-        bench.report.write(path)?;
         println!("written: {}", path.display());
     }
     outcome?;
@@ -304,7 +315,7 @@ struct Bench<'a> {
     /// How long this run may still wait for near cores.
     patience: Duration,
     /// The best variants, as far as they were scouted.
-    known: throughput::Known,
+    known: scouting::Known,
     /// Pairs of programs that were started, for names.
     started: usize,
     /// The plugin, once it was built.
@@ -313,7 +324,23 @@ struct Bench<'a> {
 
 impl Bench<'_> {
     fn wanted(&self, name: &str) -> bool {
-        self.options.metric.is_empty() || self.options.metric.iter().any(|p| matches(p, name))
+        self.wanted_at(name, None)
+    }
+
+    /// Whether a metric is wanted at a frame length, if it has any: what an earlier run left is not, unless asked for.
+    fn wanted_at(&self, name: &str, bytes: Option<usize>) -> bool {
+        match self.options.metric.is_empty() {
+            true => !self.report.has(name, bytes),
+            false => self.options.metric.iter().any(|p| matches(p, name)),
+        }
+    }
+
+    /// Writes what there is so far.
+    fn save(&self) -> Result<()> {
+        match &self.options.json {
+            Some(path) => self.report.write(path),
+            None => Ok(()),
+        }
     }
 
     fn any(&self, prefix: &str) -> bool {
@@ -384,6 +411,8 @@ impl Bench<'_> {
                     process::check_interrupted()?;
                     self.report.add(Row::failed(&format!("{prefix}*"), None, "", &error));
                 }
+                self.report.part(prefix);
+                self.save()?;
             }
         }
         Ok(())
@@ -396,6 +425,9 @@ impl Bench<'_> {
 
     fn limit(&mut self) -> Result<()> {
         for bytes in SIZES {
+            if !self.wanted_at("limit.spsc", Some(bytes)) && !self.options.baseline {
+                continue;
+            }
             let mut ring = BareRing {
                 cpus: self.cpus,
                 bytes,
@@ -416,13 +448,16 @@ impl Bench<'_> {
             for in_flight in [1, 32] {
                 for (percentile, text) in [(Percentile::P50, "p50"), (Percentile::P99, "p99")] {
                     let name = format!("latency.{text}.{in_flight}");
-                    if self.wanted(&name) {
-                        columns.push((name, bytes, in_flight, percentile, Pairs::default()));
+                    if self.wanted_at(&name, Some(bytes)) {
+                        columns.push((name, bytes, in_flight, percentile, Pairs::default(), Spent::default()));
                     }
                 }
             }
         }
-        for _ in 0..self.plan.launches {
+        if columns.is_empty() {
+            return Ok(());
+        }
+        for launch in 0..self.plan.launches {
             let choice = &variants::OURS[0];
             let mut ours = ours::OnDpdk::start(&testpmd, "l", self.front_cpus(), self.back("lb")?, 256, choice)?;
             let socket = dir.join("m.sock");
@@ -439,18 +474,31 @@ impl Bench<'_> {
                 back,
                 percentile: Percentile::P50,
             };
-            for (_, bytes, in_flight, percentile, pairs) in &mut columns {
+            for (_, bytes, in_flight, percentile, pairs, spent) in &mut columns {
+                let start = Instant::now();
                 ours.prepare_latency(*in_flight, *bytes)?;
                 peer.percentile = *percentile;
                 peer.prepare(*in_flight, *bytes)?;
                 let mut ours = OursTrips(&mut ours, *percentile);
+                spent.preparing += start.elapsed().as_secs_f64();
+                let (start, waited) = (Instant::now(), pairs.waited());
                 pairs.launch(&self.plan, &mut self.patience, &mut ours, &mut peer, None)?;
+                let waited = (pairs.waited() - waited).as_secs_f64();
+                spent.waiting += waited;
+                spent.measuring += start.elapsed().as_secs_f64() - waited;
             }
-        }
-        for (name, bytes, _, _, pairs) in columns {
-            let result = pairs.compare(&self.plan);
-            self.report
-                .add(Row::compared(&name, bytes, "ns", false, "DPDK virtio_user", result));
+            let last = launch + 1 == self.plan.launches;
+            for (name, bytes, _, _, pairs, spent) in &columns {
+                let result = pairs.compare(&self.plan);
+                let mut row = Row::compared(name, *bytes, "ns", false, "DPDK virtio_user", result);
+                (row.unfinished, row.seconds) = (!last, Some(*spent));
+                if last {
+                    self.report.add(row);
+                } else {
+                    self.report.set(row);
+                }
+            }
+            self.save()?;
         }
         Ok(())
     }
@@ -560,14 +608,15 @@ impl Bench<'_> {
                 let bytes = bytes.min(1514);
                 for (load, suffix) in [(format!("tx {bytes}"), "tx"), (format!("latency {bytes} 1"), "latency")] {
                     let name = format!("kernel.{text}.{suffix}");
-                    if !self.wanted(&name) {
+                    if !self.wanted_at(&name, Some(bytes)) {
                         continue;
                     }
+                    let start = Instant::now();
                     let command = ours::worker_command("kernel", spec, self.cpus)?;
                     let worker = Worker::new(Process::spawn("veth worker", command, &Surroundings::default())?)?;
                     let trips = (suffix == "latency").then_some(Percentile::P50);
                     let mut peer = Alone::new(worker, &load, trips)?;
-                    let row = if trips.is_some() {
+                    let mut row = if trips.is_some() {
                         ours.prepare_latency(1, bytes)?;
                         let mut ours = ours::BothTrips(&mut ours, Percentile::P50);
                         let result = windows::compare(&self.plan, &mut self.patience, &mut ours, &mut peer);
@@ -584,7 +633,12 @@ impl Bench<'_> {
                         )
                     };
                     process::check_interrupted()?;
+                    row.seconds = Some(Spent {
+                        measuring: start.elapsed().as_secs_f64(),
+                        ..Spent::default()
+                    });
                     self.report.add(row);
+                    self.save()?;
                 }
             }
         }

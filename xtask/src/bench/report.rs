@@ -1,10 +1,12 @@
 //! What a bench prints, and the JSON that it writes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::time::Instant;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use serde::Serialize;
+use serde_json::Value;
 
 use super::cores::Regime;
 use super::scale::Point;
@@ -50,8 +52,31 @@ pub struct Row {
     pub launches: Vec<Launch>,
     /// Windows that were dropped, by reason.
     pub dropped: BTreeMap<String, usize>,
+    /// The distances at which the variants were chosen: the row's own, but where the cores did not stay there.
+    pub scouted: BTreeSet<Regime>,
+    /// Launches are missing: the run was interrupted, or still goes on.
+    pub unfinished: bool,
+    /// Where the time went.
+    pub seconds: Option<Spent>,
+    /// When the row was made, in seconds since 1970.
+    pub time: u64,
     /// Why there is no result.
     pub error: Option<String>,
+}
+
+/// Where the time of a metric went, in seconds. What several metrics share counts for the first of them.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct Spent {
+    /// Starting and ending programs.
+    pub starting: f64,
+    /// Choosing variants.
+    pub scouting: f64,
+    /// Setting loads up.
+    pub preparing: f64,
+    /// Waiting for near cores.
+    pub waiting: f64,
+    /// In windows.
+    pub measuring: f64,
 }
 
 impl Row {
@@ -73,6 +98,10 @@ impl Row {
             pairs: 0,
             launches: Vec::new(),
             dropped: BTreeMap::new(),
+            scouted: BTreeSet::new(),
+            unfinished: false,
+            seconds: None,
+            time: now(),
             error: None,
         }
     }
@@ -194,6 +223,22 @@ impl Row {
                 of.median, of.q1, of.q3
             ));
         }
+        if let Some(regime) = self.regime
+            && self.scouted.iter().any(|&r| r != regime)
+        {
+            more.push("variants chosen in part at the other distance".into());
+        }
+        if let Some(s) = self.seconds {
+            more.push(format!(
+                "{:.0} s: starting {:.0}, scouting {:.0}, preparing {:.0}, waiting {:.0}, measuring {:.0}",
+                s.starting + s.scouting + s.preparing + s.waiting + s.measuring,
+                s.starting,
+                s.scouting,
+                s.preparing,
+                s.waiting,
+                s.measuring
+            ));
+        }
         if !more.is_empty() {
             line += &format!("\n{:<38}{}", "", more.join("; "));
         }
@@ -282,6 +327,8 @@ pub struct Report {
     kernel: String,
     peer: String,
     quick: bool,
+    /// Seconds that each part of the run took.
+    parts: BTreeMap<String, f64>,
     /// The rows.
     pub rows: Vec<Row>,
     /// What the variants of the rows were chosen by.
@@ -290,6 +337,29 @@ pub struct Report {
     pub counted: Vec<Counted>,
     /// How it scales.
     pub scale: Vec<Point>,
+    /// What the file already had, of an earlier run.
+    #[serde(skip)]
+    kept: Option<Value>,
+    /// What has a result there.
+    #[serde(skip)]
+    had: BTreeSet<(String, Option<usize>)>,
+    #[serde(skip)]
+    since: Instant,
+}
+
+/// Lists of the file, and by which fields an entry of this run replaces one of an earlier one.
+const LISTS: [(&str, &[&str]); 4] = [
+    ("rows", &["metric", "bytes"]),
+    ("scouted", &["metric", "bytes", "side", "variant", "regime"]),
+    ("counted", &["call", "bytes", "side", "variant"]),
+    ("scale", &["factor", "at", "rings", "load"]),
+];
+
+fn now() -> u64 {
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs()
 }
 
 impl Report {
@@ -301,36 +371,156 @@ impl Report {
             let line = cpuinfo.lines().find(|l| l.starts_with(name))?;
             Some(line.split_once(':')?.1.trim().to_owned())
         };
-        let cpu = ["model name", "cpu family", "model\t", "cpu MHz"]
+        let cpu = ["model name", "cpu family", "model\t"]
             .map(|f| field(f).unwrap_or_default())
             .join(", ");
-        let time = std::time::SystemTime::now()
-            .duration_since(std::time::UNIX_EPOCH)
-            .unwrap_or_default()
-            .as_secs();
         Report {
             schema: SCHEMA,
-            time,
+            time: now(),
             cpu,
             kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
             peer,
             quick,
+            parts: BTreeMap::new(),
             rows: Vec::new(),
             scouted: Vec::new(),
             counted: Vec::new(),
             scale: Vec::new(),
+            kept: None,
+            had: BTreeSet::new(),
+            since: Instant::now(),
         }
+    }
+
+    /// Takes over what an earlier run of the same kind on this machine left in `path`, if that exists.
+    pub fn resume(&mut self, path: &Path) -> Result<()> {
+        let text = match std::fs::read_to_string(path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            text => text.with_context(|| path.display().to_string())?,
+        };
+        self.take_over(&text).with_context(|| path.display().to_string())
+    }
+
+    fn take_over(&mut self, text: &str) -> Result<()> {
+        let kept: Value = serde_json::from_str(text)?;
+        let ours = serde_json::to_value(&*self)?;
+        for field in ["schema", "cpu", "kernel", "peer", "quick"] {
+            if kept[field] != ours[field] {
+                bail!(
+                    "its {field} is {}, and that of this run {}: give another file, or none to resume",
+                    kept[field],
+                    ours[field]
+                );
+            }
+        }
+        for row in kept["rows"].as_array().into_iter().flatten() {
+            if row["error"].is_null() && row["unfinished"] != true {
+                let bytes = row["bytes"].as_u64().map(|b| b as usize);
+                self.had
+                    .insert((row["metric"].as_str().unwrap_or_default().to_owned(), bytes));
+            }
+        }
+        self.kept = Some(kept);
+        Ok(())
+    }
+
+    /// Whether the file has a result of that already.
+    pub fn has(&self, metric: &str, bytes: Option<usize>) -> bool {
+        self.had.contains(&(metric.to_owned(), bytes))
     }
 
     /// Adds a row and shows it.
     pub fn add(&mut self, row: Row) {
         println!("{}", row.line());
+        self.set(row);
+    }
+
+    /// Adds a row, in the place of what there was of its metric.
+    pub fn set(&mut self, row: Row) {
+        self.rows.retain(|r| (&r.metric, r.bytes) != (&row.metric, row.bytes));
         self.rows.push(row);
     }
 
-    /// Writes it.
+    /// A part of the run is over.
+    pub fn part(&mut self, name: &str) {
+        let took = std::mem::replace(&mut self.since, Instant::now()).elapsed();
+        self.parts.insert(name.to_owned(), took.as_secs_f64());
+    }
+
+    /// All of it as JSON, with what is kept of an earlier run.
+    fn json(&self) -> Result<Value> {
+        let mut value = serde_json::to_value(self)?;
+        let Some(kept) = &self.kept else { return Ok(value) };
+        for (list, fields) in LISTS {
+            let new = value[list].as_array().cloned().unwrap_or_default();
+            let same = |a: &Value, b: &Value| fields.iter().all(|f| a[f] == b[f]);
+            let mut all: Vec<Value> = kept[list].as_array().cloned().unwrap_or_default();
+            all.retain(|old| !new.iter().any(|n| same(n, old)));
+            all.extend(new);
+            value[list] = Value::Array(all);
+        }
+        for (name, seconds) in kept["parts"].as_object().into_iter().flatten() {
+            if value["parts"][name].is_null() {
+                value["parts"][name] = seconds.clone();
+            }
+        }
+        Ok(value)
+    }
+
+    /// Writes it: the file is the old one or the new one, never half of it.
     pub fn write(&self, path: &Path) -> Result<()> {
-        let text = serde_json::to_string_pretty(self)?;
-        std::fs::write(path, text + "\n").with_context(|| path.display().to_string())
+        let text = serde_json::to_string_pretty(&self.json()?)?;
+        let mut beside = path.as_os_str().to_owned();
+        beside.push(".new");
+        std::fs::write(&beside, text + "\n").with_context(|| path.display().to_string())?;
+        std::fs::rename(&beside, path).with_context(|| path.display().to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(rows: &[(&str, Option<usize>, f64)]) -> Report {
+        let mut report = Report::new("DPDK".into(), false);
+        for &(metric, bytes, ours) in rows {
+            report.set(Row::paired(metric, bytes, "ms", None, &[ours], &[]));
+        }
+        report
+    }
+
+    #[test]
+    fn a_later_run_keeps_the_rows_of_other_metrics() {
+        let mut first = report(&[("a.tx", Some(64), 1.0), ("a.tx", Some(1518), 2.0), ("b", None, 3.0)]);
+        first.rows[1].unfinished = true;
+        first.part("a.");
+        let text = first.json().unwrap().to_string();
+        let mut second = report(&[("b", None, 4.0)]);
+        second.take_over(&text).unwrap();
+        assert!(second.has("a.tx", Some(64)) && !second.has("a.tx", Some(1518)) && second.has("b", None));
+        let json = second.json().unwrap();
+        let rows: Vec<_> = json["rows"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|r| r["ours"].as_f64())
+            .collect();
+        assert_eq!(rows, [Some(1.0), Some(2.0), Some(4.0)]);
+        assert!(json["parts"]["a."].is_number());
+    }
+
+    #[test]
+    fn a_file_of_another_peer_is_not_resumed() {
+        let text = Report::new("DPDK 1".into(), false).json().unwrap().to_string();
+        let error = Report::new("DPDK 2".into(), false).take_over(&text).unwrap_err();
+        assert!(error.to_string().contains("peer"), "{error}");
+    }
+
+    #[test]
+    fn a_row_stands_once() {
+        let mut report = report(&[("a", None, 1.0), ("a", None, 2.0)]);
+        assert_eq!((report.rows.len(), report.rows[0].ours), (1, Some(2.0)));
+        report.set(Row::paired("a", Some(64), "ms", None, &[1.0], &[]));
+        assert_eq!(report.rows.len(), 2);
     }
 }

@@ -198,6 +198,7 @@ impl Bench<'_> {
                     }
                     println!("{}", point.line());
                     self.report.scale.push(point);
+                    self.save()?;
                 }
             }
         }

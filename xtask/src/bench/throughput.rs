@@ -7,22 +7,25 @@
 //! | `both.*` | our front-end on our back-end | virtio_user on DPDK's vhost |
 //! | `direct.*` | the same: a port to a port, no switch between | memif's client on its server |
 //!
-//! A column is a load and a frame length. The variants of a side are compared with its first one, so that scouting
-//! stands still neither for far cores nor for the order in which variants are looked at.
+//! A column is a load and a frame length. Variants are scouted in [`scouting`](super::scouting), at the distance of the
+//! cores at which the column is measured then.
 
-use std::time::Duration;
+use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 
 use super::load::Load;
-use super::report::{BusyOf, Row, Scouted};
+use super::report::{BusyOf, Row, Spent};
 use super::variants::{self, Busy, Choice, Subject};
-use super::windows::{self, Comparison, Pairs, Plan, Variant};
+use super::windows::{Pairs, Plan, Variant};
 use super::{BareRing, Bench, dpdk, ours};
 use crate::process;
 
 /// Entries of the rings.
 pub const QUEUE: u16 = 1024;
+
+/// Times that a column is taken up in a launch, where the cores' distance changes meanwhile.
+const ROUNDS: usize = 3;
 
 /// A pair of programs, of which there are variants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,7 +43,8 @@ pub enum Family {
 }
 
 impl Family {
-    fn choices(self) -> &'static [Choice] {
+    /// Its variants.
+    pub fn choices(self) -> &'static [Choice] {
         match self {
             Family::OurFront | Family::OurBoth => variants::OURS,
             Family::Plugin => variants::PLUGIN,
@@ -99,25 +103,39 @@ pub const DIRECT: Group = Group {
 
 /// A load and a frame length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Column {
-    load: Load,
-    bytes: usize,
+pub struct Column {
+    /// What the two sides do.
+    pub load: Load,
+    /// The frame length.
+    pub bytes: usize,
 }
 
-/// What was found best so far in this run.
-#[derive(Default)]
-pub struct Known(Vec<(Family, Column, &'static Choice)>);
+/// A column of a group on its way through the launches.
+struct Metric {
+    name: String,
+    column: Column,
+    pairs: Pairs,
+    busy: Vec<BusyOf>,
+    error: Option<anyhow::Error>,
+    spent: Spent,
+}
 
-impl Known {
-    fn get(&self, family: Family, column: Column) -> Option<&'static Choice> {
-        let found = self.0.iter().find(|(f, c, _)| *f == family && *c == column);
-        found.map(|(_, _, choice)| *choice)
+/// The two that run for a column, if they do.
+#[derive(Default)]
+struct Live {
+    ours: Option<(&'static Choice, Box<dyn Subject>)>,
+    peer: Option<(&'static Choice, Box<dyn Subject>)>,
+}
+
+impl Group {
+    fn families(&self) -> [(&'static str, Family); 2] {
+        [("ours", self.ours), ("peer", self.peer)]
     }
 }
 
 impl Bench<'_> {
     /// Starts a pair of programs, and leaves it stopped.
-    fn subject(&mut self, family: Family, choice: &Choice) -> Result<Box<dyn Subject>> {
+    pub fn subject(&mut self, family: Family, choice: &Choice) -> Result<Box<dyn Subject>> {
         self.started += 1;
         let tag = self.started.to_string();
         let dir = self.scratch.dir().to_owned();
@@ -167,173 +185,161 @@ impl Bench<'_> {
     /// The metrics of a group.
     pub fn throughput(&mut self, group: &Group) -> Result<()> {
         self.testpmd()?;
-        let mut columns = Vec::new();
+        let mut metrics = Vec::new();
         for &bytes in self.sizes() {
             for load in Load::ALL {
-                if self.wanted(&format!("{}.{}", group.prefix, load.name())) {
-                    columns.push(Column { load, bytes });
+                let name = format!("{}.{}", group.prefix, load.name());
+                if self.wanted_at(&name, Some(bytes)) {
+                    metrics.push(Metric {
+                        name,
+                        column: Column { load, bytes },
+                        pairs: Pairs::default(),
+                        busy: Vec::new(),
+                        error: None,
+                        spent: Spent::default(),
+                    });
                 }
             }
         }
-        self.scout(group, "ours", group.ours, &columns)?;
-        self.scout(group, "peer", group.peer, &columns)?;
-        let mut pairs: Vec<Pairs> = columns.iter().map(|_| Pairs::default()).collect();
-        let mut busy: Vec<Vec<BusyOf>> = vec![Vec::new(); columns.len()];
-        let mut errors: Vec<Option<anyhow::Error>> = columns.iter().map(|_| None).collect();
         for launch in 0..self.plan.launches {
-            let mut live: Option<Live> = None;
-            for (i, column) in columns.iter().enumerate() {
-                match self.measure(group, *column, &mut live, &mut pairs[i]) {
-                    Ok(shares) => busy[i].push(shares),
-                    Err(error) => {
-                        process::check_interrupted()?;
-                        // What failed may have left its programs in any state.
-                        live = None;
-                        errors[i] = Some(error.context(format!("launch {launch}")));
-                    }
+            let mut live = Live::default();
+            let mut left: Vec<usize> = (0..metrics.len()).collect();
+            while !left.is_empty() {
+                // Next one that the running programs do for.
+                let regime = self.distance()?;
+                let runs = |place: &Option<(&Choice, _)>, family, i: usize| {
+                    let best = self.known.best(family, metrics[i].column, regime);
+                    place.as_ref().is_some_and(|(choice, _)| Some(*choice) == best)
+                };
+                let starts = |i: usize| {
+                    let (ours, peer) = (runs(&live.ours, group.ours, i), runs(&live.peer, group.peer, i));
+                    // DPDK's takes longer to start.
+                    2 * u8::from(!peer) + u8::from(!ours)
+                };
+                let at = (0..left.len()).min_by_key(|&at| starts(left[at])).unwrap_or_default();
+                let i = left.remove(at);
+                let metric = &mut metrics[i];
+                if metric.error.is_some() {
+                    continue;
                 }
+                metric.pairs.begin();
+                let outcome = self.measure(group, metric, &mut live);
+                process::check_interrupted()?;
+                if let Err(error) = outcome {
+                    // What failed may have left its programs in any state.
+                    live = Live::default();
+                    metric.error = Some(error.context(format!("launch {launch}")));
+                }
+                eprintln!(
+                    "  {} {}: launch {} of {}",
+                    metric.name,
+                    metric.column.bytes,
+                    launch + 1,
+                    self.plan.launches
+                );
+                let done = launch + 1 == self.plan.launches || metric.error.is_some();
+                let row = self.row(group, metric, !done);
+                if done {
+                    self.report.add(row);
+                } else {
+                    self.report.set(row);
+                }
+                self.save()?;
             }
-        }
-        for (((column, pairs), busy), error) in columns.iter().zip(pairs).zip(busy).zip(errors) {
-            let name = format!("{}.{}", group.prefix, column.load.name());
-            let result = match error {
-                Some(error) => Err(error),
-                None => pairs.compare(&self.plan),
-            };
-            let mut row = Row::compared(&name, column.bytes, "Mpps", true, group.peer_name, result);
-            row.ours_name = self.known.get(group.ours, *column).map(|c| c.name.to_owned());
-            row.peer_name = self
-                .known
-                .get(group.peer, *column)
-                .map(|c| format!("{}: {}", group.peer_name, c.name));
-            row.busy = mean(&busy);
-            self.report.add(row);
         }
         Ok(())
+    }
+
+    fn row(&self, group: &Group, metric: &Metric, unfinished: bool) -> Row {
+        let column = metric.column;
+        let result = match &metric.error {
+            Some(error) => Err(anyhow::anyhow!("{error:#}")),
+            None => metric.pairs.compare(&self.plan),
+        };
+        let regime = result.as_ref().ok().map(|c| c.regime);
+        let mut row = Row::compared(&metric.name, column.bytes, "Mpps", true, group.peer_name, result);
+        if let Some(regime) = regime {
+            let best = |family| self.known.best(family, column, regime);
+            row.ours_name = best(group.ours).map(|c| c.name.to_owned());
+            row.peer_name = best(group.peer).map(|c| format!("{}: {}", group.peer_name, c.name));
+            let scouted = |(_, family)| self.known.scouted_at(family, column, regime);
+            row.scouted = group.families().into_iter().flat_map(scouted).collect();
+        }
+        row.busy = mean(&metric.busy);
+        row.unfinished = unfinished;
+        row.seconds = Some(metric.spent);
+        row
     }
 
     /// One column in one launch.
-    fn measure(&mut self, group: &Group, column: Column, live: &mut Option<Live>, pairs: &mut Pairs) -> Result<BusyOf> {
-        let known = |family| self.known.get(family, column).context("no variant works");
-        let choices = (known(group.ours)?, known(group.peer)?);
-        if live.as_ref().is_none_or(|live| live.choices != choices) {
-            // The old ones first: pages are given back.
-            *live = None;
-            *live = Some(Live {
-                choices,
-                ours: self.subject(group.ours, choices.0)?,
-                peer: self.subject(group.peer, choices.1)?,
-            });
-        }
-        let live = live.as_mut().context("just started")?;
-        live.ours.prepare(column.load, column.bytes)?;
-        live.peer.prepare(column.load, column.bytes)?;
-        let mut ring = BareRing {
-            cpus: self.cpus,
-            bytes: column.bytes,
-            window: self.plan.window / 3,
-        };
-        let limit = group.limit.then_some(&mut ring as &mut dyn Variant);
-        let plan = self.plan;
-        pairs.launch(&plan, &mut self.patience, &mut *live.ours, &mut *live.peer, limit)?;
-        Ok(BusyOf {
-            ours: shares(&plan, &mut *live.ours)?,
-            peer: shares(&plan, &mut *live.peer)?,
-        })
-    }
-
-    /// Finds a family's best variant for each column of which it is not known yet.
-    fn scout(&mut self, group: &Group, side: &'static str, family: Family, columns: &[Column]) -> Result<()> {
-        let columns: Vec<Column> = columns
-            .iter()
-            .copied()
-            .filter(|&c| self.known.get(family, c).is_none())
-            .collect();
-        if columns.is_empty() {
-            return Ok(());
-        }
-        let choices = family.choices();
-        let choices = if self.options.quick { &choices[..2] } else { choices };
-        let plan = Plan {
-            window: self.plan.window / 2,
-            launches: 1,
-            tries: 20,
-            limit: Duration::from_secs(20),
-            near: false,
-            ..self.plan
-        };
-        let mut found: Vec<Scouted> = Vec::new();
-        let mut reference = self.subject(family, &choices[0])?;
-        for choice in &choices[1..] {
-            let started = self.subject(family, choice);
-            process::check_interrupted()?;
-            let mut started = started.map_err(|e| format!("{e:#}"));
-            for column in &columns {
-                let result = match &mut started {
-                    Err(text) => Err(anyhow::anyhow!("{text}")),
-                    Ok(candidate) => scouted(&plan, &mut **candidate, &mut *reference, *column),
-                };
-                process::check_interrupted()?;
-                let (error, result) = (result.as_ref().err().map(|e| format!("{e:#}")), result.ok());
-                found.push(Scouted {
-                    metric: format!("{}.{}", group.prefix, column.load.name()),
-                    bytes: column.bytes,
-                    side,
-                    variant: choice.name,
-                    to_first: result.as_ref().map(|r| r.ratio.median),
-                    pairs: result.as_ref().map_or(0, |r| r.pairs),
-                    regime: result.as_ref().map(|r| r.regime),
-                    best: false,
-                    error,
+    fn measure(&mut self, group: &Group, metric: &mut Metric, live: &mut Live) -> Result<()> {
+        let column = metric.column;
+        for _ in 0..ROUNDS {
+            let start = Instant::now();
+            let regime = metric.pairs.regime(&self.plan, &mut self.patience)?;
+            metric.spent.waiting += start.elapsed().as_secs_f64();
+            for (side, family) in group.families() {
+                if self.to_scout(family, column, regime) {
+                    // Pages are given back first.
+                    *live = Live::default();
+                    self.scout(&metric.name, side, family, column, regime, &mut metric.spent)?;
+                }
+            }
+            let best = |family| self.known.best(family, column, regime).context("no variant works");
+            let (ours, peer) = (best(group.ours)?, best(group.peer)?);
+            let start = Instant::now();
+            self.replace(&mut live.ours, group.ours, ours)?;
+            self.replace(&mut live.peer, group.peer, peer)?;
+            metric.spent.starting += start.elapsed().as_secs_f64();
+            let (Some((_, ours)), Some((_, peer))) = (&mut live.ours, &mut live.peer) else {
+                continue;
+            };
+            let start = Instant::now();
+            ours.prepare(column.load, column.bytes)?;
+            peer.prepare(column.load, column.bytes)?;
+            metric.spent.preparing += start.elapsed().as_secs_f64();
+            let mut ring = BareRing {
+                cpus: self.cpus,
+                bytes: column.bytes,
+                window: self.plan.window / 3,
+            };
+            let limit = group.limit.then_some(&mut ring as &mut dyn Variant);
+            let plan = self.plan;
+            let (start, waited) = (Instant::now(), metric.pairs.waited());
+            let only = Some(regime);
+            let enough = metric
+                .pairs
+                .go_on(&plan, &mut self.patience, only, &mut **ours, &mut **peer, limit)?;
+            if enough {
+                metric.busy.push(BusyOf {
+                    ours: shares(&plan, &mut **ours)?,
+                    peer: shares(&plan, &mut **peer)?,
                 });
             }
-        }
-        for column in columns {
-            let metric = format!("{}.{}", group.prefix, column.load.name());
-            let of = |s: &Scouted| s.metric == metric && s.bytes == column.bytes;
-            let best = found
-                .iter()
-                .enumerate()
-                .filter(|(_, s)| of(s))
-                .filter_map(|(i, s)| Some((i, s.to_first?)))
-                .filter(|&(_, ratio)| ratio > 1.0)
-                .max_by(|a, b| a.1.total_cmp(&b.1))
-                .map(|(i, _)| i);
-            let name = best.map_or(choices[0].name, |i| {
-                found[i].best = true;
-                found[i].variant
-            });
-            let choice = choices
-                .iter()
-                .find(|c| c.name == name)
-                .context("scouted among the choices")?;
-            self.known.0.push((family, column, choice));
-        }
-        // A peer that was not looked at in full may be weaker than it could be: nobody should have to find out.
-        for s in &found {
-            if let Some(error) = &s.error {
-                let why = error.lines().next().unwrap_or_default();
-                println!("not scouted: {} {} {}: {}: {why}", s.metric, s.bytes, s.side, s.variant);
+            let waited = (metric.pairs.waited() - waited).as_secs_f64();
+            metric.spent.waiting += waited;
+            metric.spent.measuring += start.elapsed().as_secs_f64() - waited;
+            if enough {
+                break;
             }
         }
-        self.report.scouted.extend(found);
         Ok(())
     }
-}
 
-/// A candidate beside the first of its family.
-fn scouted(plan: &Plan, candidate: &mut dyn Subject, first: &mut dyn Subject, column: Column) -> Result<Comparison> {
-    candidate.prepare(column.load, column.bytes)?;
-    first.prepare(column.load, column.bytes)?;
-    let mut no_patience = Duration::ZERO;
-    windows::compare(plan, &mut no_patience, candidate, first)
-}
-
-/// The two that run for a column.
-struct Live {
-    choices: (&'static Choice, &'static Choice),
-    ours: Box<dyn Subject>,
-    peer: Box<dyn Subject>,
+    /// Another program in the place of one, unless it is the same.
+    fn replace(
+        &mut self,
+        place: &mut Option<(&'static Choice, Box<dyn Subject>)>,
+        family: Family,
+        choice: &'static Choice,
+    ) -> Result<()> {
+        if place.as_ref().is_none_or(|(running, _)| *running != choice) {
+            // The old one first: pages are given back.
+            *place = None;
+            *place = Some((choice, self.subject(family, choice)?));
+        }
+        Ok(())
+    }
 }
 
 /// Runs a subject for a window of its own, in which polls are counted: DPDK's counting costs it some cycles.

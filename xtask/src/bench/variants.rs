@@ -15,6 +15,23 @@ pub struct Choice {
     pub vectorized: bool,
 }
 
+impl Choice {
+    /// What of it matters for a load: the kind of receive buffers changes nothing for who only sends.
+    fn matters(&self, load: Load) -> Vec<&'static str> {
+        let keys = self.keys.split(',').filter(|key| !key.is_empty());
+        keys.filter(|key| load != Load::Tx || !key.starts_with("mrg_rxbuf"))
+            .collect()
+    }
+}
+
+/// Those that differ for a load, from the first and from each other.
+pub fn that_differ(choices: &'static [Choice], load: Load) -> impl Iterator<Item = &'static Choice> {
+    choices.iter().enumerate().filter_map(move |(i, choice)| {
+        let same = |before: &Choice| before.matters(load) == choice.matters(load);
+        (!choices[..i].iter().any(same)).then_some(choice)
+    })
+}
+
 const fn plain(name: &'static str, keys: &'static str) -> Choice {
     Choice {
         name,
@@ -109,6 +126,19 @@ mod tests {
             let names: std::collections::BTreeSet<_> = choices.iter().map(|c| c.name).collect();
             assert_eq!(names.len(), choices.len());
         }
+    }
+
+    #[test]
+    fn what_only_sends_has_no_kinds_of_receive_buffers() {
+        let names = |choices, load| that_differ(choices, load).map(|c| c.name).collect::<Vec<_>>();
+        let sending = ["split", "packed", "split, in_order=0", "packed, in_order=0"];
+        assert_eq!(names(OURS, Load::Tx), sending);
+        for choices in [OURS, PLUGIN, VIRTIO_USER, MEMIF] {
+            for load in [Load::Rx, Load::Loop(32)] {
+                assert_eq!(names(choices, load).len(), choices.len());
+            }
+        }
+        assert_eq!(names(VIRTIO_USER, Load::Tx).len(), VIRTIO_USER.len() - 2);
     }
 
     #[test]

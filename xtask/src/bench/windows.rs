@@ -4,7 +4,8 @@
 //! Before and after each window the two CPUs' distance is probed, while nothing runs. A window is dropped, and its
 //! reason counted, if the distance changed, or if a thread that forwards waited for its CPU for more than 4 % of the
 //! time. An A and the B after it are a pair if both were kept, in the same regime. Pairs of several launches (fresh
-//! processes, fresh memory) are put together; those of the near regime are preferred, and waited for.
+//! processes, fresh memory) are put together; those of the near regime are preferred, and waited for: a metric for as
+//! long as [`Plan::patience`] says, and the run for as long as it has patience left.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -54,6 +55,8 @@ pub struct Plan {
     pub wait_at_most: f64,
     /// Whether pairs in the near regime are waited for.
     pub near: bool,
+    /// How long a metric waits for near cores, over all launches: the first of three for a third of it.
+    pub patience: Duration,
 }
 
 /// What came of it.
@@ -115,9 +118,48 @@ pub struct Pairs {
     kept: BTreeMap<Regime, Vec<Pair>>,
     dropped: BTreeMap<String, usize>,
     launches: usize,
+    waited: Duration,
 }
 
 impl Pairs {
+    /// The next launch's pairs come.
+    pub fn begin(&mut self) {
+        self.launches += 1;
+    }
+
+    /// How long it was waited for near cores.
+    pub fn waited(&self) -> Duration {
+        self.waited
+    }
+
+    /// How long this launch may still wait for near cores, in a run that has `patience` left.
+    fn may_wait(&self, plan: &Plan, patience: Duration) -> Duration {
+        if !plan.near {
+            return Duration::ZERO;
+        }
+        let share = plan.patience * self.launches as u32 / plan.launches.max(1) as u32;
+        share.saturating_sub(self.waited).min(patience)
+    }
+
+    /// Waits for a while, if it may: whether it did.
+    fn wait(&mut self, plan: &Plan, patience: &mut Duration) -> Result<bool> {
+        let pause = Duration::from_millis(200).min(self.may_wait(plan, *patience));
+        process::sleep(pause)?;
+        *patience -= pause;
+        self.waited += pause;
+        Ok(!pause.is_zero())
+    }
+
+    /// The cores' distance, once they are near or were waited for long enough.
+    pub fn regime(&mut self, plan: &Plan, patience: &mut Duration) -> Result<Regime> {
+        loop {
+            let regime = probe(plan)?.regime;
+            if regime == Regime::Near || !self.wait(plan, patience)? {
+                return Ok(regime);
+            }
+        }
+    }
+
     /// One launch's pairs: alternates until there are enough, in the near regime if it can be had. `patience` is how
     /// long this run may still wait for near cores, in all. The bare ring, if given, has a window beside each pair.
     pub fn launch(
@@ -126,26 +168,55 @@ impl Pairs {
         patience: &mut Duration,
         ours: &mut dyn Variant,
         peer: &mut dyn Variant,
-        mut limit: Option<&mut dyn Variant>,
+        limit: Option<&mut dyn Variant>,
     ) -> Result<()> {
-        let launch = self.launches;
-        self.launches += 1;
-        let mut waited = Duration::ZERO;
+        self.begin();
+        self.go_on(plan, patience, None, ours, peer, limit).map(drop)
+    }
+
+    /// More pairs of this launch, until there are enough. With `only`, pairs in the other regime do not count, for the
+    /// variants were chosen for this one; and `false`, before there are enough, when the cores are not at that distance
+    /// any more.
+    pub fn go_on(
+        &mut self,
+        plan: &Plan,
+        patience: &mut Duration,
+        only: Option<Regime>,
+        ours: &mut dyn Variant,
+        peer: &mut dyn Variant,
+        mut limit: Option<&mut dyn Variant>,
+    ) -> Result<bool> {
+        let launch = self.launches.saturating_sub(1);
+        let waited = self.waited;
         let mut tried = 0;
         let start = Instant::now();
         let mut before = probe(plan)?;
-        while tried < plan.tries && start.elapsed() < plan.limit + waited {
+        while tried < plan.tries && start.elapsed() < plan.limit + (self.waited - waited) {
             let near = self.of_launch(Regime::Near, launch);
             let far = self.of_launch(Regime::Far, launch);
-            if near >= plan.pairs || (far >= plan.pairs && (!plan.near || patience.is_zero())) {
-                break;
-            }
-            if far >= plan.pairs && before.regime == Regime::Far {
-                let pause = Duration::from_millis(200).min(*patience);
-                process::sleep(pause)?;
-                (*patience, waited) = (*patience - pause, waited + pause);
-                before = probe(plan)?;
-                continue;
+            match only {
+                Some(only) if self.of_launch(only, launch) >= plan.pairs => break,
+                Some(only) if before.regime != only => {
+                    // Near ones went: they may come back.
+                    if only == Regime::Near && self.wait(plan, patience)? {
+                        before = probe(plan)?;
+                        continue;
+                    }
+                    return Ok(false);
+                }
+                Some(_) => {}
+                None if near >= plan.pairs => break,
+                None if far >= plan.pairs => {
+                    if self.may_wait(plan, *patience).is_zero() {
+                        break;
+                    }
+                    if before.regime == Regime::Far {
+                        self.wait(plan, patience)?;
+                        before = probe(plan)?;
+                        continue;
+                    }
+                }
+                None => {}
             }
             tried += 1;
             let dropped = &mut self.dropped;
@@ -156,6 +227,9 @@ impl Pairs {
                 None => None,
             };
             match (a, b) {
+                (Some(a), Some(b)) if a.regime == b.regime && only.is_some_and(|only| only != a.regime) => {
+                    count(dropped, "variants were chosen for the other regime", 2);
+                }
                 (Some(a), Some(b)) if a.regime == b.regime => {
                     let beside = c.flatten().filter(|c| c.regime == a.regime);
                     self.kept.entry(a.regime).or_default().push(Pair {
@@ -171,7 +245,19 @@ impl Pairs {
                 _ => count(dropped, "its partner was dropped", 1),
             }
         }
-        Ok(())
+        Ok(true)
+    }
+
+    /// The median ratio in each regime, and how many pairs that is of.
+    pub fn ratios(&self) -> BTreeMap<Regime, (f64, usize)> {
+        let of = |pairs: &Vec<Pair>| pairs.iter().map(|p| p.ours / p.peer).collect::<Vec<_>>();
+        let of = |(regime, pairs): (&Regime, &Vec<Pair>)| (*regime, (median(&of(pairs)), pairs.len()));
+        self.kept.iter().map(of).collect()
+    }
+
+    /// The windows that were dropped, as text.
+    pub fn dropped(&self) -> String {
+        reasons(&self.dropped)
     }
 
     fn of_launch(&self, regime: Regime, launch: usize) -> usize {
@@ -180,7 +266,7 @@ impl Pairs {
     }
 
     /// What the pairs say: those of the near regime if there are as many as wanted, or no fewer than of the far one.
-    pub fn compare(self, plan: &Plan) -> Result<Comparison> {
+    pub fn compare(&self, plan: &Plan) -> Result<Comparison> {
         let len = |regime| self.kept.get(&regime).map_or(0, Vec::len);
         let (near, far) = (len(Regime::Near), len(Regime::Far));
         let regime = if near > 0 && (near >= plan.pairs * plan.launches || near >= far) {
@@ -204,7 +290,7 @@ impl Pairs {
             })
         });
         let of_limit: Vec<f64> = pairs.iter().filter_map(|p| Some(p.ours / p.limit?)).collect();
-        let mut dropped = self.dropped;
+        let mut dropped = self.dropped.clone();
         let other = near + far - pairs.len();
         if other > 0 {
             count(&mut dropped, "of the other regime", 2 * other);
@@ -411,6 +497,7 @@ mod tests {
             limit: ms(10_000),
             wait_at_most: 1.0,
             near: false,
+            patience: ms(0),
         };
         let mut pairs = Pairs::default();
         let mut no_patience = Duration::ZERO;
@@ -457,6 +544,7 @@ mod tests {
                 limit: Duration::ZERO,
                 wait_at_most: 1.0,
                 near: true,
+                patience: Duration::ZERO,
             };
             pairs.compare(&plan).unwrap()
         };
