@@ -63,6 +63,17 @@ pub struct FrontendSession {
     step: &'static str,
     /// Messages without descriptors that go with the next one, in one call.
     unsent: Vec<u8>,
+    /// What the back-end has of our memory.
+    shared: Vec<Shared>,
+    /// Regions that it takes, once it was asked.
+    slots: Option<usize>,
+}
+
+/// A region that a back-end has, and the file behind it: another file at the same addresses is another region.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Shared {
+    region: vhost_proto::Region,
+    file: (u64, u64),
 }
 
 impl FrontendSession {
@@ -86,6 +97,8 @@ impl FrontendSession {
             channel: None,
             step: "the connection",
             unsent: Vec::new(),
+            shared: Vec::new(),
+            slots: None,
         }
     }
 
@@ -321,42 +334,72 @@ impl FrontendSession {
 
     /// Shares memory: what was shared before and is not among `regions` is not shared any more.
     ///
+    /// A back-end that takes regions one by one (CONFIGURE_MEM_SLOTS) is told what is gone and what is new; it keeps the
+    /// rest mapped. If nothing stays, or it does not, it gets a table.
+    ///
     /// # Errors
     /// Those of a connection; [`Error::Setup`] if there are more regions than the back-end takes.
     pub fn share(&mut self, regions: &[Region<'_>]) -> Result<(), Error> {
-        let fds: Vec<BorrowedFd<'_>> = regions.iter().map(|region| region.fd).collect();
-        let described: Vec<vhost_proto::Region> = regions
-            .iter()
-            .map(|r| vhost_proto::Region {
-                guest_addr: r.guest_addr,
-                size: r.size,
-                user_addr: r.user_addr,
-                offset: r.offset,
-            })
-            .collect();
-        if regions.len() <= TABLE {
-            self.ask(Command::SetMemTable(&described), &fds)?;
-            return Ok(());
+        let mut wanted = Vec::with_capacity(regions.len());
+        for r in regions {
+            let stat = rustix::fs::fstat(r.fd).map_err(|e| Error::socket("fstat(2) of memory for", &self.path, e))?;
+            wanted.push(Shared {
+                region: vhost_proto::Region {
+                    guest_addr: r.guest_addr,
+                    size: r.size,
+                    user_addr: r.user_addr,
+                    offset: r.offset,
+                },
+                file: (stat.st_dev as u64, stat.st_ino as u64),
+            });
         }
-        let mut slots = TABLE;
-        if self
+        let one_by_one = self
             .machine
             .protocol_features()
-            .contains(ProtocolFeatures::CONFIGURE_MEM_SLOTS)
-            && let Some(Reply::MaxMemSlots(most)) = self.ask(Command::GetMaxMemSlots, &[])?
-        {
-            slots = usize::try_from(most).unwrap_or(usize::MAX);
+            .contains(ProtocolFeatures::CONFIGURE_MEM_SLOTS);
+        let stays = one_by_one && self.shared.iter().any(|old| wanted.contains(old));
+        if regions.len() <= TABLE && !stays {
+            let described: Vec<vhost_proto::Region> = wanted.iter().map(|w| w.region).collect();
+            let fds: Vec<BorrowedFd<'_>> = regions.iter().map(|region| region.fd).collect();
+            self.ask(Command::SetMemTable(&described), &fds)?;
+            self.shared = wanted;
+            return Ok(());
         }
+        let slots = self.slots(one_by_one, regions.len())?;
         if regions.len() > slots {
             return Err(self.setup(format!(
                 "{} regions of memory, and the back-end takes {slots}: use larger pages, or one file",
                 regions.len()
             )));
         }
-        for (region, fd) in described.iter().zip(fds) {
-            self.ask(Command::AddMemReg(*region), &[fd])?;
+        // What is gone first: it may be in the way of what is new, and holds a slot.
+        while let Some(at) = self.shared.iter().position(|old| !wanted.contains(old)) {
+            self.ask(Command::RemMemReg(self.shared[at].region), &[])?;
+            self.shared.remove(at);
+        }
+        for (new, region) in wanted.into_iter().zip(regions) {
+            if !self.shared.contains(&new) {
+                self.ask(Command::AddMemReg(new.region), &[region.fd])?;
+                self.shared.push(new);
+            }
         }
         Ok(())
+    }
+
+    /// Regions that the back-end takes. It is asked once, and only where there are more than any back-end takes.
+    fn slots(&mut self, one_by_one: bool, wanted: usize) -> Result<usize, Error> {
+        if !one_by_one || wanted <= TABLE {
+            return Ok(TABLE);
+        }
+        if let Some(slots) = self.slots {
+            return Ok(slots);
+        }
+        let slots = match self.ask(Command::GetMaxMemSlots, &[])? {
+            Some(Reply::MaxMemSlots(most)) => usize::try_from(most).unwrap_or(usize::MAX),
+            _ => TABLE,
+        };
+        self.slots = Some(slots);
+        Ok(slots)
     }
 
     /// Disables and stops all rings: when this returns the back-end touches them no more.
