@@ -68,7 +68,7 @@ const _: () = assert!(size_of::<Meta>() == 64);
 impl Meta {
     /// Makes a buffer that nobody had an empty packet.
     #[inline(always)]
-    fn reset(&mut self) {
+    pub(crate) fn reset(&mut self) {
         debug_assert!(self.next.is_none());
         self.offset = HEADROOM;
         self.marks = Marks::NONE;
@@ -349,7 +349,7 @@ impl Cache {
     ///
     /// In this order a receive ring that is filled with what was just freed gets each buffer where it was before.
     #[inline(always)]
-    pub(crate) fn last(&self, n: usize) -> impl Iterator<Item = NonNull<Meta>> + '_ {
+    pub(crate) fn last(&self, n: usize) -> impl DoubleEndedIterator<Item = NonNull<Meta>> + '_ {
         // The array's beginning by value: in a loop that copies shared memory, what is behind references is read again.
         let metas = self.pool.inner().meta.as_ptr();
         self.ids[self.ids.len() - n.min(self.ids.len())..]

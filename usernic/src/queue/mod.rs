@@ -127,16 +127,20 @@ impl Queue {
                 reclaimed = true;
                 parts.reclaim();
             }
-            for _ in 0..have {
-                let Some(meta) = parts.cache.pop() else { break };
-                // SAFETY: the buffer is ours; no more than the room.
+            let mut appending = burst.appending();
+            for mut meta in parts.cache.last(have).rev() {
+                // SAFETY: the cache's buffer, which is given up below; no more than the room.
                 unsafe {
+                    let m = meta.as_mut();
+                    m.reset();
                     // The other side had these lines last, and they are about to be written.
-                    prefetch_write(meta.as_ref().data());
-                    burst.push_unchecked(Packet::from_meta(meta));
+                    prefetch_write(m.data());
+                    appending.push(Packet::from_meta(meta));
                 }
-                done += 1;
             }
+            drop(appending);
+            parts.cache.forget_first(have, have);
+            done += have;
         }
         done
     }

@@ -9,6 +9,7 @@
 //! | [`worker`], [`drive`], [`protocol`], `dpdk_probe.c` | the programs that are measured, and how we speak with them |
 //! | [`startup`], [`instructions`] | what is counted rather than timed |
 //! | [`contained`] | start-up in a container |
+//! | [`vf`] | a virtual function's queues against a device that is memory |
 //! | [`scale`], [`raw`] | our two sides over sizes of rings, bursts, frames, and numbers of queues and regions |
 //! | [`evaluate`] | `cargo xtask evaluate`: kernel, ours and DPDK, with and without a noisy neighbour |
 //! | [`report`], [`charts`] | the table, the JSON, and SVG charts of it |
@@ -36,6 +37,7 @@ pub mod startup;
 mod stats;
 mod throughput;
 mod variants;
+mod vf;
 mod windows;
 mod worker;
 
@@ -108,6 +110,11 @@ const METRICS: &[&str] = &[
     "instructions.free",
 ];
 
+/// The names of all metrics.
+fn metrics() -> impl Iterator<Item = String> {
+    METRICS.iter().map(|name| (*name).to_owned()).chain(vf::names())
+}
+
 /// What the command line asked for.
 pub struct Options {
     /// Where the JSON goes.
@@ -135,6 +142,8 @@ pub enum WorkerMode {
     First(WorkerArguments),
     /// Both sides in one thread, for callgrind
     Instructions(WorkerArguments),
+    /// A virtual function's queues, and the device that is memory, in one thread
+    Vf(WorkerArguments),
     /// A veth pair
     Kernel(WorkerArguments),
     /// A front-end with several regions of memory
@@ -186,6 +195,7 @@ pub fn worker_main(mode: &WorkerMode) -> Result<()> {
         WorkerMode::Neighbour(a) => evaluate::neighbour::main(&a.spec, cpus(a)?.1),
         WorkerMode::First(a) => worker::first(&a.spec),
         WorkerMode::Stamp { cpu, command } => contained::stamp(*cpu, command),
+        WorkerMode::Vf(a) => vf::main(&a.spec, a.bursts, a.burst),
         WorkerMode::Instructions(a) => instructions::main(&a.spec, a.bursts, a.size),
         WorkerMode::Kernel(a) => {
             let sockets = if a.spec == "udp" {
@@ -214,8 +224,9 @@ pub fn command(root: &Path, options: &Options) -> Result<bool> {
         return charts::command(root, &options.charts).map(|()| true);
     }
     for pattern in &options.metric {
-        if !METRICS.iter().any(|name| matches(pattern, name)) {
-            bail!("no metric is called {pattern}; there are: {}", METRICS.join(" "));
+        if !metrics().any(|name| matches(pattern, &name)) {
+            let all: Vec<String> = metrics().collect();
+            bail!("no metric is called {pattern}; there are: {}", all.join(" "));
         }
     }
     let cpus = cores::two()?;
@@ -344,7 +355,7 @@ impl Bench<'_> {
     }
 
     fn any(&self, prefix: &str) -> bool {
-        METRICS.iter().any(|name| name.starts_with(prefix) && self.wanted(name))
+        metrics().any(|name| name.starts_with(prefix) && self.wanted(&name))
     }
 
     fn testpmd(&self) -> Result<Program> {
@@ -393,7 +404,7 @@ impl Bench<'_> {
 
     fn run(&mut self) -> Result<()> {
         type Part<'a> = fn(&mut Bench<'a>) -> Result<()>;
-        let parts: [(&str, Part<'_>); 9] = [
+        let parts: [(&str, Part<'_>); 10] = [
             ("limit.", Self::limit),
             ("virtio_user.", |bench| bench.throughput(&throughput::VIRTIO_USER)),
             ("pmd.", |bench| bench.throughput(&throughput::PMD)),
@@ -403,6 +414,7 @@ impl Bench<'_> {
             ("startup.", Self::startup),
             ("kernel.", Self::kernel),
             ("instructions.", Self::instructions),
+            ("vf.", Self::vf),
         ];
         for (prefix, part) in parts {
             if self.any(prefix) || (prefix == "startup." && self.any("memory.")) {
