@@ -216,20 +216,7 @@ impl<R: Registers, S: AsMut<[Slot]>> RxQueue<R, S> {
                 let len = length_vlan & 0xffff;
                 // A frame is whole, sound and the first of its buffers: all in one comparison.
                 let odd = (status & (EOP | RXE)) ^ EOP | run.open;
-                let piece = if odd == 0 && len.wrapping_sub(1) < buffer_len {
-                    Piece {
-                        len,
-                        first: true,
-                        last: true,
-                        bad: false,
-                        open: 0,
-                    }
-                } else {
-                    piece(run.open, &mut run.state.anomalies, buffer_len, status, len)
-                };
-                // By value: what a function could reach would be kept in memory.
-                run.open = piece.open;
-                each(Received {
+                let received = |piece: Piece| Received {
                     cookie,
                     len: piece.len,
                     first: piece.first,
@@ -239,7 +226,22 @@ impl<R: Registers, S: AsMut<[Slot]>> RxQueue<R, S> {
                     packet: packet_hash as u32,
                     hash: (packet_hash >> 32) as u32,
                     vlan: (length_vlan >> 16) as u16,
-                });
+                };
+                // Two calls, so that the first one's closure is compiled for what a whole frame is.
+                if odd == 0 && len.wrapping_sub(1) < buffer_len {
+                    each(received(Piece {
+                        len,
+                        first: true,
+                        last: true,
+                        bad: false,
+                        open: 0,
+                    }));
+                } else {
+                    let piece = piece(run.open, &mut run.state.anomalies, buffer_len, status, len);
+                    // By value: what a function could reach would be kept in memory.
+                    run.open = piece.open;
+                    each(received(piece));
+                }
             }
             let count = run.count;
             drop(run);

@@ -34,6 +34,9 @@ pub(crate) struct Pair {
     partial: Option<Partial>,
     /// Free descriptors of the receive ring at which it is filled again.
     refill: usize,
+    /// Free descriptors of the transmit ring below which those are taken back that the device has sent: soon enough that
+    /// they fit the cache, and the receive ring gets buffers whose private lines are still near.
+    reclaim: usize,
     size: usize,
     /// The rings run.
     running: bool,
@@ -145,6 +148,7 @@ impl Pair {
             rings: Some(rings),
             partial: None,
             refill: (size / 4).clamp(1, 32),
+            reclaim: size - (size / 4).clamp(1, 64),
             size,
             running: false,
             up: false,
@@ -348,7 +352,7 @@ impl Pair {
         }
         if self.rings.as_ref().is_some_and(|rings| {
             // A descriptor more, for a context.
-            usize::from(rings.tx.free()) < (burst.len() + 1).max(self.refill)
+            usize::from(rings.tx.free()) < (burst.len() + 1).max(self.reclaim)
         }) {
             self.reclaim(cache);
         }
