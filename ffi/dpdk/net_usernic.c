@@ -23,7 +23,7 @@ RTE_LOG_REGISTER_DEFAULT(usernic_logtype, NOTICE);
 /* As virtio_user has them, and some of usernic's own. */
 static const char *const usernic_keys[] = {"path",	"queues", "queue_size", "packed_vq", "mrg_rxbuf",   "in_order",
 					   "server",	"mac",	  "speed",	"timeout",   "socket_mode", "socket_owner",
-					   "vf",	NULL};
+					   "vf",	"interface", NULL};
 
 /* In a thread of DPDK's, every now and then. */
 static void usernic_look(void *arg)
@@ -91,7 +91,8 @@ static int usernic_spec(const char *name, const char *arguments, char *spec)
 
 	if (pairs == NULL) {
 		USERNIC_LOG(ERR, "%s: arguments \"%s\": there are path, queues, queue_size, packed_vq, mrg_rxbuf, in_order, "
-				 "server, mac, speed, timeout, socket_mode, socket_owner; vf instead of path\n",
+				 "server, mac, speed, timeout, socket_mode, socket_owner; or vf, queues, queue_size, mac, "
+				 "interface\n",
 			    name, arguments);
 		return -EINVAL;
 	}
@@ -147,7 +148,7 @@ static int usernic_make(struct rte_vdev_device *vdev, struct rte_eth_dev *eth)
 	eth->dev_ops = &usernic_ops;
 	eth->rx_pkt_burst = (eth_rx_burst_t)usernic_pmd_rx;
 	eth->tx_pkt_burst = (eth_tx_burst_t)usernic_pmd_tx;
-	eth->tx_pkt_prepare = usernic_tx_prepare;
+	eth->tx_pkt_prepare = dev->info.vf ? usernic_vf_prepare : usernic_tx_prepare;
 	usernic_watch(dev);
 	return 0;
 }
@@ -191,4 +192,4 @@ static struct rte_vdev_driver usernic_driver = {
 RTE_PMD_REGISTER_VDEV(net_usernic, usernic_driver);
 RTE_PMD_REGISTER_PARAM_STRING(net_usernic, "path=<socket> queues=<n> queue_size=<n> packed_vq=<0|1> mrg_rxbuf=<0|1> "
 					   "in_order=<0|1> server=<0|1> mac=<address> speed=<Mb/s> timeout=<ms> "
-					   "socket_mode=<octal> socket_owner=<ids> vf=<address>");
+					   "socket_mode=<octal> socket_owner=<ids> vf=<address> interface=<container|iommufd>");

@@ -25,6 +25,12 @@ _Static_assert(offsetof(struct rte_mbuf, data_len) == 40, "mbuf: data_len");
 _Static_assert(offsetof(struct rte_mbuf, vlan_tci) == 42, "mbuf: vlan_tci");
 _Static_assert(offsetof(struct rte_mbuf, hash.rss) == 44, "mbuf: hash");
 _Static_assert(offsetof(struct rte_mbuf, pool) == 56, "mbuf: pool");
+_Static_assert(RTE_MBUF_F_RX_VLAN == 1 && RTE_MBUF_F_RX_RSS_HASH == 2 && RTE_MBUF_F_RX_L4_CKSUM_BAD == 8 &&
+	       RTE_MBUF_F_RX_IP_CKSUM_BAD == 16 && RTE_MBUF_F_RX_VLAN_STRIPPED == 64 &&
+	       RTE_MBUF_F_RX_IP_CKSUM_GOOD == 128 && RTE_MBUF_F_RX_L4_CKSUM_GOOD == 256, "mbuf: flags");
+_Static_assert(RTE_PTYPE_L2_ETHER == 0x1 && RTE_PTYPE_L3_IPV4 == 0x10 && RTE_PTYPE_L3_IPV4_EXT == 0x30 &&
+	       RTE_PTYPE_L3_IPV6 == 0x40 && RTE_PTYPE_L3_IPV6_EXT == 0xc0 && RTE_PTYPE_L4_TCP == 0x100 &&
+	       RTE_PTYPE_L4_UDP == 0x200 && RTE_PTYPE_L4_SCTP == 0x400, "mbuf: packet types");
 _Static_assert(RTE_MBUF_F_INDIRECT == 1ULL << 62 && RTE_MBUF_F_EXTERNAL == 1ULL << 61, "mbuf: flags");
 
 /* Bytes of the virtio-net header, before the data of each frame. */
@@ -42,7 +48,7 @@ struct usernic_region {
 	uint64_t length;
 	uint64_t offset;
 	int32_t fd;
-	uint32_t reserved;
+	uint32_t grain; /* it may go in pieces of so many bytes; 0: only as a whole */
 };
 
 /* One segment of a frame that is sent. */
@@ -50,6 +56,28 @@ struct usernic_piece {
 	uint64_t address;
 	uint32_t length;
 	uint32_t reserved;
+};
+
+/* What a device is to do to a frame. */
+struct usernic_offload {
+	uint16_t what; /* USERNIC_OFFLOAD_ */
+	uint16_t l2, l3, l4; /* bytes of the headers */
+	uint16_t mss;
+	uint16_t tag;
+};
+#define USERNIC_OFFLOAD_VLAN 1U
+#define USERNIC_OFFLOAD_IPV4 2U /* that is what the frame is */
+#define USERNIC_OFFLOAD_IP_CHECKSUM 4U
+#define USERNIC_OFFLOAD_TCP 8U
+#define USERNIC_OFFLOAD_UDP 16U
+#define USERNIC_OFFLOAD_SCTP 32U
+#define USERNIC_OFFLOAD_SEGMENT 64U
+
+/* How a device spreads frames over queues: fields as in its register VFMRQC. */
+struct usernic_rss {
+	uint8_t key[40];
+	uint8_t table[64];
+	uint32_t fields;
 };
 
 /* What the Rust half calls. */
@@ -67,8 +95,11 @@ struct usernic_calls {
 	/* The segments of a frame to send, and its header if `offload`: how many; 0: it cannot be sent. `*frame` may be
 	 * another one afterwards. */
 	uint32_t (*pieces)(struct rte_mbuf **frame, uint32_t offload, uint8_t *header, struct usernic_piece *pieces);
-	/* The regions of memory, in the order of their addresses: how many, or a negative errno. */
-	int32_t (*regions)(struct usernic_region *regions, uint32_t most);
+	/* The segments of a frame to send, as they are, and what a device is to do to it: how many; 0: it cannot be sent. */
+	uint32_t (*describe)(struct rte_mbuf *frame, struct usernic_offload *offload, struct usernic_piece *pieces);
+	/* The regions of memory, in the order of their addresses: how many, or a negative errno. With `files`, all of it has
+	 * to be in files. */
+	int32_t (*regions)(struct usernic_region *regions, uint32_t most, uint32_t files);
 	/* A line of the log, of one of DPDK's levels. */
 	void (*log)(uint32_t level, const char *text, size_t length);
 };
@@ -90,8 +121,10 @@ struct usernic_info {
 	int8_t mrg_rxbuf; /* -1: not said */
 	uint8_t packed;
 	uint8_t in_order;
-	uint8_t reserved;
+	uint8_t vf; /* USERNIC_VF..., 0: a vhost-user socket */
 };
+#define USERNIC_VF 1
+#define USERNIC_VF_OWN_RSS 2
 
 /* A receive queue. A null pool: nothing is received. */
 struct usernic_rx_setup {
@@ -121,6 +154,9 @@ struct usernic_config {
 	uint16_t port;	   /* DPDK's number of it */
 	uint8_t mergeable;
 	uint8_t extras;	   /* USERNIC_RX_ */
+	uint32_t hash;	   /* fields that a device spreads by; 0: as it likes */
+	uint16_t rx_pairs; /* of them, those that the application receives from */
+	uint16_t reserved;
 };
 
 /* Which frames are received. */
@@ -170,8 +206,11 @@ int32_t usernic_pmd_share(struct usernic_port *port);
 int32_t usernic_pmd_service(struct usernic_port *port);
 /* What becomes readable when there is something to look after; -1: look every now and then. */
 int32_t usernic_pmd_fd(struct usernic_port *port);
-void usernic_pmd_filter(struct usernic_port *port, const struct usernic_filter *filter);
+int32_t usernic_pmd_filter(struct usernic_port *port, const struct usernic_filter *filter);
 void usernic_pmd_vlan_strip(struct usernic_port *port, uint8_t on);
+int32_t usernic_pmd_mtu(struct usernic_port *port, uint16_t mtu);
+int32_t usernic_pmd_rss(struct usernic_port *port, struct usernic_rss *rss);
+int32_t usernic_pmd_set_rss(struct usernic_port *port, const struct usernic_rss *rss);
 
 uint16_t usernic_pmd_rx(void *queue, struct rte_mbuf **mbufs, uint16_t count);
 uint16_t usernic_pmd_tx(void *queue, struct rte_mbuf **mbufs, uint16_t count);

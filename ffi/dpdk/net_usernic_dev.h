@@ -16,6 +16,13 @@
 
 #include "net_usernic.h"
 
+/* A device's: descriptors of a ring, segments of a frame, entries of its table. */
+#define USERNIC_VF_MIN_RING 64
+#define USERNIC_VF_MAX_RING 8192
+#define USERNIC_VF_MAX_SEGMENTS 40
+#define USERNIC_VF_TABLE 64
+#define USERNIC_VF_KEY 40
+
 /* Bytes of a frame with its VLAN tag and without FCS, at the most. */
 #define USERNIC_MAX_FRAME 9728
 #define USERNIC_OVERHEAD (RTE_ETHER_HDR_LEN + RTE_VLAN_HLEN)
@@ -83,10 +90,11 @@ void usernic_unwatch(struct usernic_dev *dev);
 /* net_usernic_mem.c */
 int usernic_follow_memory(struct usernic_dev *dev);
 void usernic_unfollow_memory(struct usernic_dev *dev);
-int32_t usernic_regions(struct usernic_region *regions, uint32_t most);
+int32_t usernic_regions(struct usernic_region *regions, uint32_t most, uint32_t files);
 
 /* net_usernic_mbuf.c */
 uint16_t usernic_tx_prepare(void *queue, struct rte_mbuf **mbufs, uint16_t count);
+uint16_t usernic_vf_prepare(void *queue, struct rte_mbuf **mbufs, uint16_t count);
 
 /* net_usernic_stats.c */
 int usernic_stats_get(struct rte_eth_dev *eth, struct rte_eth_stats *stats);
@@ -95,8 +103,16 @@ int usernic_xstats_get(struct rte_eth_dev *eth, struct rte_eth_xstat *values, un
 int usernic_xstats_names(struct rte_eth_dev *eth, struct rte_eth_xstat_name *names, unsigned int most);
 void usernic_stats_keep(struct usernic_dev *dev);
 
+/* net_usernic_rss.c */
+uint64_t usernic_rss_types(const struct usernic_info *info);
+uint32_t usernic_rss_fields(uint64_t types);
+int usernic_rss_update(struct rte_eth_dev *eth, struct rte_eth_rss_conf *conf);
+int usernic_rss_get(struct rte_eth_dev *eth, struct rte_eth_rss_conf *conf);
+int usernic_reta_update(struct rte_eth_dev *eth, struct rte_eth_rss_reta_entry64 *entries, uint16_t count);
+int usernic_reta_get(struct rte_eth_dev *eth, struct rte_eth_rss_reta_entry64 *entries, uint16_t count);
+
 /* net_usernic_filter.c */
-void usernic_use_filter(struct rte_eth_dev *eth, bool promiscuous, bool all_multicast);
+int usernic_use_filter(struct rte_eth_dev *eth, bool promiscuous, bool all_multicast);
 int usernic_promiscuous_on(struct rte_eth_dev *eth);
 int usernic_promiscuous_off(struct rte_eth_dev *eth);
 int usernic_all_multicast_on(struct rte_eth_dev *eth);

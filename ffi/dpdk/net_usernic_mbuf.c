@@ -194,6 +194,53 @@ static uint32_t usernic_pieces(struct rte_mbuf **frame, uint32_t offload, uint8_
 	return n;
 }
 
+/* What a device is to do, and where the frame is. */
+static uint32_t usernic_describe(struct rte_mbuf *frame, struct usernic_offload *offload, struct usernic_piece *pieces)
+{
+	uint64_t flags = frame->ol_flags, l4 = flags & RTE_MBUF_F_TX_L4_MASK;
+	struct rte_mbuf *segment;
+	uint16_t what = 0;
+	uint32_t n = 0;
+
+	if (flags & RTE_MBUF_F_TX_VLAN)
+		what |= USERNIC_OFFLOAD_VLAN;
+	if (flags & RTE_MBUF_F_TX_IPV4)
+		what |= USERNIC_OFFLOAD_IPV4;
+	if (flags & RTE_MBUF_F_TX_IP_CKSUM)
+		what |= USERNIC_OFFLOAD_IPV4 | USERNIC_OFFLOAD_IP_CHECKSUM;
+	if (flags & RTE_MBUF_F_TX_TCP_SEG) {
+		what |= USERNIC_OFFLOAD_SEGMENT | USERNIC_OFFLOAD_TCP;
+		/* Each piece has another length, so that the device makes this one, too. */
+		if (what & USERNIC_OFFLOAD_IPV4)
+			what |= USERNIC_OFFLOAD_IP_CHECKSUM;
+	} else if (l4 == RTE_MBUF_F_TX_TCP_CKSUM) {
+		what |= USERNIC_OFFLOAD_TCP;
+	} else if (l4 == RTE_MBUF_F_TX_UDP_CKSUM) {
+		what |= USERNIC_OFFLOAD_UDP;
+	} else if (l4 == RTE_MBUF_F_TX_SCTP_CKSUM) {
+		what |= USERNIC_OFFLOAD_SCTP;
+	}
+	*offload = (struct usernic_offload){
+		.what = what,
+		.l2 = frame->l2_len,
+		.l3 = frame->l3_len,
+		.l4 = frame->l4_len,
+		.mss = frame->tso_segsz,
+		.tag = frame->vlan_tci,
+	};
+	for (segment = frame; segment != NULL; segment = segment->next) {
+		if (segment->data_len == 0)
+			continue;
+		if (n > USERNIC_MAX_SEGMENTS)
+			return 0;
+		pieces[n++] = (struct usernic_piece){
+			.address = (uintptr_t)rte_pktmbuf_mtod(segment, uint8_t *),
+			.length = segment->data_len,
+		};
+	}
+	return n;
+}
+
 /* A packet that is cut has the length in its pseudo header's sum, where DPDK's have 0 (virtio 1.3, 5.1.6.2). */
 static void usernic_add_length(struct rte_mbuf *frame)
 {
@@ -236,6 +283,27 @@ uint16_t usernic_tx_prepare(void *queue __rte_unused, struct rte_mbuf **mbufs, u
 	return at;
 }
 
+/* A device inserts tags by itself, and counts the length of what it cuts. */
+uint16_t usernic_vf_prepare(void *queue __rte_unused, struct rte_mbuf **mbufs, uint16_t count)
+{
+	uint16_t at;
+
+	for (at = 0; at < count; at++) {
+		struct rte_mbuf *frame = mbufs[at];
+		int result = 0;
+
+		if (frame->nb_segs > USERNIC_VF_MAX_SEGMENTS)
+			result = -EINVAL;
+		if (result == 0 && frame->ol_flags & (TX_L4 | RTE_MBUF_F_TX_IP_CKSUM))
+			result = rte_net_intel_cksum_prepare(frame);
+		if (result != 0) {
+			rte_errno = -result;
+			break;
+		}
+	}
+	return at;
+}
+
 static void usernic_log(uint32_t level, const char *text, size_t length)
 {
 	rte_log(level, usernic_logtype, "net_usernic: %.*s\n", (int)length, text);
@@ -248,6 +316,7 @@ const struct usernic_calls usernic_calls = {
 	.append = usernic_append,
 	.received = usernic_received,
 	.pieces = usernic_pieces,
+	.describe = usernic_describe,
 	.regions = usernic_regions,
 	.log = usernic_log,
 };

@@ -15,7 +15,8 @@ static uint64_t going, going_length;
 
 struct usernic_walk {
 	struct usernic_region *regions;
-	uint32_t count, most;
+	const struct rte_memseg_list *list;
+	uint32_t count, most, files;
 };
 
 static int usernic_segment(const struct rte_memseg_list *list, const struct rte_memseg *segment, void *arg)
@@ -30,6 +31,10 @@ static int usernic_segment(const struct rte_memseg_list *list, const struct rte_
 		return 0;
 	fd = rte_memseg_get_fd_thread_unsafe(segment);
 	if (fd < 0 || rte_memseg_get_fd_offset_thread_unsafe(segment, &offset) < 0) {
+		fd = -1;
+		offset = 0;
+	}
+	if (fd < 0 && walk->files) {
 		/* What the application brought may lie in no file: it cannot be shared, and no pool of ours is in it. */
 		if (list->external)
 			return 0;
@@ -37,8 +42,8 @@ static int usernic_segment(const struct rte_memseg_list *list, const struct rte_
 			    rte_strerror(rte_errno));
 		return -1;
 	}
-	if (last != NULL && last->fd == fd && last->address + last->length == address &&
-	    last->offset + last->length == offset) {
+	if (last != NULL && walk->list == list && last->fd == fd && last->address + last->length == address &&
+	    (fd < 0 || last->offset + last->length == offset)) {
 		last->length += segment->len;
 		return 0;
 	}
@@ -48,15 +53,18 @@ static int usernic_segment(const struct rte_memseg_list *list, const struct rte_
 			.length = segment->len,
 			.offset = offset,
 			.fd = fd,
+			/* DPDK's own goes by pages; what was brought, as it came. Pages of 4 KiB are not given back. */
+			.grain = list->external || list->page_sz <= 4096 || list->page_sz > UINT32_MAX ? 0 : list->page_sz,
 		};
+	walk->list = list;
 	walk->count++;
 	return 0;
 }
 
 /* With DPDK's lock of its memory taken. */
-int32_t usernic_regions(struct usernic_region *regions, uint32_t most)
+int32_t usernic_regions(struct usernic_region *regions, uint32_t most, uint32_t files)
 {
-	struct usernic_walk walk = {.regions = regions, .most = most};
+	struct usernic_walk walk = {.regions = regions, .most = most, .files = files};
 
 	if (rte_memseg_walk_thread_unsafe(usernic_segment, &walk) < 0)
 		return -ENOTSUP;
@@ -77,7 +85,7 @@ static void usernic_memory_event(enum rte_mem_event event, const void *address, 
 	}
 	pthread_mutex_lock(&dev->lock);
 	if (dev->started && usernic_pmd_share(dev->port) < 0)
-		USERNIC_LOG(ERR, "%s: link down: DPDK's memory changed, and the back-end did not take that: %s\n", dev->name,
+		USERNIC_LOG(ERR, "%s: DPDK's memory changed, and the other side did not take that: %s\n", dev->name,
 			    usernic_pmd_error());
 	pthread_mutex_unlock(&dev->lock);
 	going_length = 0;

@@ -20,6 +20,9 @@ static int usernic_configure(struct rte_eth_dev *eth)
 	/* By no hash: as the back-end spreads them, then. Many applications ask so, of whatever is there. */
 	bool none = mode == RTE_ETH_MQ_RX_NONE || (mode == RTE_ETH_MQ_RX_RSS && conf->rx_adv_conf.rss_conf.rss_hf == 0);
 
+	/* A device spreads by a hash of its own accord. */
+	if (usernic_dev_of(eth)->info.vf && mode == RTE_ETH_MQ_RX_RSS)
+		none = true;
 	if (!none || conf->txmode.mq_mode != RTE_ETH_MQ_TX_NONE) {
 		USERNIC_LOG(ERR, "%s: the back-end spreads frames over queues by itself: mq_mode is NONE\n",
 			    usernic_dev_of(eth)->name);
@@ -33,6 +36,10 @@ static uint64_t usernic_rx_offloads(const struct usernic_info *info)
 	uint64_t offloads =
 		RTE_ETH_RX_OFFLOAD_VLAN_STRIP | RTE_ETH_RX_OFFLOAD_VLAN_FILTER | RTE_ETH_RX_OFFLOAD_IPV4_CKSUM;
 	bool merge = info->features & USERNIC_F_MRG_RXBUF && info->mrg_rxbuf != 0;
+
+	if (info->vf)
+		return offloads | RTE_ETH_RX_OFFLOAD_SCATTER | RTE_ETH_RX_OFFLOAD_UDP_CKSUM | RTE_ETH_RX_OFFLOAD_TCP_CKSUM |
+		       RTE_ETH_RX_OFFLOAD_RSS_HASH;
 
 	if (merge)
 		offloads |= RTE_ETH_RX_OFFLOAD_SCATTER;
@@ -49,6 +56,8 @@ static uint64_t usernic_tx_offloads(const struct usernic_info *info)
 	uint64_t offloads =
 		RTE_ETH_TX_OFFLOAD_MULTI_SEGS | RTE_ETH_TX_OFFLOAD_VLAN_INSERT | RTE_ETH_TX_OFFLOAD_MBUF_FAST_FREE;
 
+	if (info->vf)
+		offloads |= RTE_ETH_TX_OFFLOAD_IPV4_CKSUM | RTE_ETH_TX_OFFLOAD_SCTP_CKSUM;
 	if (info->features & USERNIC_F_CSUM) {
 		offloads |= RTE_ETH_TX_OFFLOAD_UDP_CKSUM | RTE_ETH_TX_OFFLOAD_TCP_CKSUM;
 		if ((info->features & USERNIC_F_HOST_TSO) == USERNIC_F_HOST_TSO)
@@ -84,6 +93,21 @@ static int usernic_infos(struct rte_eth_dev *eth, struct rte_eth_dev_info *infos
 	};
 	infos->default_rxconf.rx_free_thresh = REFILL;
 	infos->dev_capa = 0;
+	if (dev->info.vf) {
+		infos->min_rx_bufsize = 1024;
+		infos->rx_desc_lim = infos->tx_desc_lim = (struct rte_eth_desc_lim){
+			.nb_max = USERNIC_VF_MAX_RING,
+			.nb_min = USERNIC_VF_MIN_RING,
+			.nb_align = 8,
+			.nb_seg_max = USERNIC_VF_MAX_SEGMENTS,
+			.nb_mtu_seg_max = USERNIC_VF_MAX_SEGMENTS,
+		};
+		infos->flow_type_rss_offloads = usernic_rss_types(&dev->info);
+		if (dev->info.vf == USERNIC_VF_OWN_RSS) {
+			infos->reta_size = USERNIC_VF_TABLE;
+			infos->hash_key_size = USERNIC_VF_KEY;
+		}
+	}
 	return 0;
 }
 
@@ -92,6 +116,8 @@ static uint16_t usernic_descriptors(const struct usernic_dev *dev, uint16_t aske
 {
 	uint32_t size = dev->info.packed ? asked : rte_align32pow2(asked);
 
+	if (dev->info.vf)
+		size = RTE_MAX(RTE_ALIGN_CEIL(asked, 8), USERNIC_VF_MIN_RING);
 	return asked == 0 || size > dev->info.queue_size ? dev->info.queue_size : size;
 }
 
@@ -112,6 +138,10 @@ static int usernic_rx_setup(struct rte_eth_dev *eth, uint16_t index, uint16_t si
 	}
 	if (rte_pktmbuf_data_room_size(pool) <= RTE_PKTMBUF_HEADROOM) {
 		USERNIC_LOG(ERR, "%s: the pool's mbufs have no room behind their headroom\n", dev->name);
+		return -EINVAL;
+	}
+	if (dev->info.vf && usernic_room(pool) < 1024) {
+		USERNIC_LOG(ERR, "%s: a device receives into buffers of 1024 bytes and more: larger mbufs\n", dev->name);
 		return -EINVAL;
 	}
 	queue->pool = pool;
@@ -205,6 +235,7 @@ static int usernic_wishes(struct rte_eth_dev *eth, struct usernic_config *config
 		.pairs = RTE_MAX(eth->data->nb_rx_queues, eth->data->nb_tx_queues),
 		.mtu = eth->data->mtu,
 		.port = dev->port_id,
+		.rx_pairs = eth->data->nb_rx_queues,
 	};
 	memset(rx, 0, config->pairs * sizeof(*rx));
 	memset(tx, 0, config->pairs * sizeof(*tx));
@@ -215,11 +246,15 @@ static int usernic_wishes(struct rte_eth_dev *eth, struct usernic_config *config
 		usernic_rx_fill(dev, &dev->rxq[i], &rx[i]);
 		room = RTE_MIN(room, rx[i].room);
 	}
-	if (in & (RTE_ETH_RX_OFFLOAD_UDP_CKSUM | RTE_ETH_RX_OFFLOAD_TCP_CKSUM | RTE_ETH_RX_OFFLOAD_TCP_LRO)) {
+	if (dev->info.vf) {
+		config->hash = usernic_rss_fields(eth->data->dev_conf.rx_adv_conf.rss_conf.rss_hf);
+		/* The device knows whole KiB. */
+		room = RTE_MIN(RTE_ALIGN_FLOOR(room, 1024), 16384U);
+	} else if (in & (RTE_ETH_RX_OFFLOAD_UDP_CKSUM | RTE_ETH_RX_OFFLOAD_TCP_CKSUM | RTE_ETH_RX_OFFLOAD_TCP_LRO)) {
 		config->features |= USERNIC_F_GUEST_CSUM;
 		config->extras |= USERNIC_RX_HEADER;
 	}
-	if (in & RTE_ETH_RX_OFFLOAD_IPV4_CKSUM)
+	if (in & RTE_ETH_RX_OFFLOAD_IPV4_CKSUM && !dev->info.vf)
 		config->extras |= USERNIC_RX_IPV4;
 	if (in & RTE_ETH_RX_OFFLOAD_TCP_LRO)
 		config->features |= USERNIC_F_GUEST_TSO | USERNIC_F_MRG_RXBUF;
@@ -238,7 +273,8 @@ static int usernic_wishes(struct rte_eth_dev *eth, struct usernic_config *config
 	config->mergeable |= (config->features & USERNIC_F_MRG_RXBUF) != 0;
 	eth->data->scattered_rx = config->mergeable && (in & RTE_ETH_RX_OFFLOAD_SCATTER || frame > room);
 
-	if (out & (RTE_ETH_TX_OFFLOAD_UDP_CKSUM | RTE_ETH_TX_OFFLOAD_TCP_CKSUM | RTE_ETH_TX_OFFLOAD_TCP_TSO))
+	if (out & (RTE_ETH_TX_OFFLOAD_UDP_CKSUM | RTE_ETH_TX_OFFLOAD_TCP_CKSUM | RTE_ETH_TX_OFFLOAD_TCP_TSO |
+		   RTE_ETH_TX_OFFLOAD_SCTP_CKSUM))
 		config->features |= USERNIC_F_CSUM;
 	if (out & RTE_ETH_TX_OFFLOAD_TCP_TSO)
 		config->features |= USERNIC_F_HOST_TSO;
@@ -256,6 +292,8 @@ static int usernic_wishes(struct rte_eth_dev *eth, struct usernic_config *config
 		};
 		if (all & RTE_ETH_TX_OFFLOAD_VLAN_INSERT)
 			tx[i].odd |= RTE_MBUF_F_TX_VLAN;
+		if (all & RTE_ETH_TX_OFFLOAD_IPV4_CKSUM)
+			tx[i].odd |= RTE_MBUF_F_TX_IP_CKSUM;
 		if (config->features & USERNIC_F_CSUM)
 			tx[i].odd |= RTE_MBUF_F_TX_L4_MASK | RTE_MBUF_F_TX_TCP_SEG;
 	}
@@ -413,6 +451,8 @@ static int usernic_mtu(struct rte_eth_dev *eth, uint16_t mtu)
 	struct usernic_dev *dev = usernic_dev_of(eth);
 	uint16_t i;
 
+	int result;
+
 	/* Larger frames may need mergeable buffers, which only a start can agree on. */
 	for (i = 0; dev->started && i < eth->data->nb_rx_queues; i++)
 		if (!eth->data->scattered_rx && (uint32_t)mtu + USERNIC_OVERHEAD > usernic_room(dev->rxq[i].pool)) {
@@ -420,7 +460,14 @@ static int usernic_mtu(struct rte_eth_dev *eth, uint16_t mtu)
 				    mtu);
 			return -EBUSY;
 		}
-	return 0;
+	if (!dev->started)
+		return 0;
+	pthread_mutex_lock(&dev->lock);
+	result = usernic_pmd_mtu(dev->port, mtu);
+	pthread_mutex_unlock(&dev->lock);
+	if (result < 0)
+		USERNIC_LOG(ERR, "%s: %s\n", dev->name, usernic_pmd_error());
+	return result;
 }
 
 static int usernic_rx_arm(struct rte_eth_dev *eth, uint16_t index)
@@ -444,9 +491,24 @@ static int usernic_burst_mode(struct rte_eth_dev *eth, uint16_t index __rte_unus
 {
 	const struct usernic_info *info = &usernic_dev_of(eth)->info;
 
+	if (info->vf) {
+		snprintf(mode->info, sizeof(mode->info), "descriptors");
+		return 0;
+	}
 	snprintf(mode->info, sizeof(mode->info), "%s%s", info->packed ? "packed" : "split",
 		 info->in_order ? ", in order" : "");
 	return 0;
+}
+
+/* Headers that a device recognises; a back-end tells none. */
+static const uint32_t *usernic_ptypes(struct rte_eth_dev *eth)
+{
+	static const uint32_t ptypes[] = {
+		RTE_PTYPE_L2_ETHER, RTE_PTYPE_L3_IPV4, RTE_PTYPE_L3_IPV4_EXT, RTE_PTYPE_L3_IPV6, RTE_PTYPE_L3_IPV6_EXT,
+		RTE_PTYPE_L4_TCP, RTE_PTYPE_L4_UDP, RTE_PTYPE_L4_SCTP, RTE_PTYPE_UNKNOWN,
+	};
+
+	return usernic_dev_of(eth)->info.vf ? ptypes : NULL;
 }
 
 const struct eth_dev_ops usernic_ops = {
@@ -468,6 +530,11 @@ const struct eth_dev_ops usernic_ops = {
 	.rx_queue_intr_disable = usernic_rx_disarm,
 	.tx_done_cleanup = usernic_tx_clean,
 	.mtu_set = usernic_mtu,
+	.dev_supported_ptypes_get = usernic_ptypes,
+	.rss_hash_update = usernic_rss_update,
+	.rss_hash_conf_get = usernic_rss_get,
+	.reta_update = usernic_reta_update,
+	.reta_query = usernic_reta_get,
 	.stats_get = usernic_stats_get,
 	.stats_reset = usernic_stats_reset,
 	.xstats_get = usernic_xstats_get,

@@ -334,6 +334,14 @@ impl<R, S> RxQueue<R, S> {
         self.state.anomalies
     }
 
+    pub(crate) fn set_vlan_strip(&mut self, on: bool) {
+        self.options.vlan_strip = on;
+    }
+
+    pub(crate) fn is_running(&self) -> bool {
+        self.state.running
+    }
+
     pub(crate) fn options(&self) -> RxOptions {
         self.options
     }

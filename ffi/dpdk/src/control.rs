@@ -7,7 +7,7 @@ use std::ptr::NonNull;
 
 use rustix::io::Errno;
 
-use crate::abi::{Calls, Config, FilterSetup, Info, MAX_PAIRS, RxSetup, TxSetup};
+use crate::abi::{Calls, Config, FilterSetup, Info, MAX_PAIRS, Rss, RxSetup, TxSetup};
 use crate::port::Port;
 use crate::setup::Fault;
 
@@ -210,14 +210,9 @@ pub unsafe extern "C" fn usernic_pmd_fd(port: *mut c_void) -> i32 {
 /// # Safety
 /// It is a port, which nobody else uses during the call.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn usernic_pmd_filter(port: *mut c_void, filter: *const FilterSetup) {
+pub unsafe extern "C" fn usernic_pmd_filter(port: *mut c_void, filter: *const FilterSetup) -> i32 {
     // SAFETY: by the caller.
-    unsafe {
-        with(port, |port| {
-            port.set_filter(&*filter);
-            Ok(0)
-        })
-    };
+    unsafe { with(port, |port| port.set_filter(&*filter).map(|()| 0)) }
 }
 
 /// Whether VLAN tags are taken out.
@@ -233,4 +228,55 @@ pub unsafe extern "C" fn usernic_pmd_vlan_strip(port: *mut c_void, on: u8) {
             Ok(0)
         })
     };
+}
+
+/// Takes packets of so many bytes.
+///
+/// # Safety
+/// It is a port, which nobody else uses during the call.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn usernic_pmd_mtu(port: *mut c_void, mtu: u16) -> i32 {
+    // SAFETY: by the caller.
+    unsafe { with(port, |port| port.set_mtu(mtu).map(|()| 0)) }
+}
+
+/// Key, table and fields of receive side scaling.
+///
+/// # Safety
+/// It is a port, which nobody else uses during the call; `out` can be written.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn usernic_pmd_rss(port: *mut c_void, out: *mut Rss) -> i32 {
+    // SAFETY: by the caller.
+    unsafe {
+        with(port, |port| {
+            let rss = port.vf()?.rss()?;
+            out.write(Rss {
+                key: rss.key,
+                table: rss.table,
+                fields: rss.fields.bits(),
+            });
+            Ok(0)
+        })
+    }
+}
+
+/// Sets them.
+///
+/// # Safety
+/// It is a port, which nobody else uses during the call.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn usernic_pmd_set_rss(port: *mut c_void, rss: *const Rss) -> i32 {
+    // SAFETY: by the caller.
+    unsafe {
+        with(port, |port| {
+            let Rss { key, table, fields } = *rss;
+            let rss = ixgbevf::Rss {
+                key,
+                table,
+                fields: ixgbevf::HashFields::from_bits_truncate(fields),
+            };
+            port.vf()?.set_rss(&rss)?;
+            Ok(0)
+        })
+    }
 }

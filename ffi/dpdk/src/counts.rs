@@ -43,6 +43,11 @@ impl Counters {
         self.anomalies.add(ring.anomalies().total());
     }
 
+    /// Adds what a device did wrong on a ring that goes.
+    pub(crate) fn strayed(&self, anomalies: u64) {
+        self.anomalies.add(anomalies);
+    }
+
     pub(crate) fn get(&self) -> Counts {
         Counts {
             packets: self.packets.get(),

@@ -1,4 +1,4 @@
-//! The Rust half of `librte_net_usernic.so`: rings and connections. `net_usernic.h` has the interface to the C half, which
+//! The Rust half of `librte_net_usernic.so`: rings, connections, devices. `net_usernic.h` has the interface to the C half, which
 //! is DPDK's side: ethdev operations, memory, mempools.
 //!
 //! A burst is one call from DPDK to [`usernic_pmd_rx`](rx::usernic_pmd_rx) or [`usernic_pmd_tx`](tx::usernic_pmd_tx):
@@ -14,7 +14,9 @@ mod mbuf;
 mod port;
 pub mod rx;
 mod setup;
+mod socket;
 pub mod tx;
+mod vf;
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may end so")]

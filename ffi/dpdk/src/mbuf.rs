@@ -24,6 +24,29 @@ const POOL: usize = 56;
 /// `refcnt` and `nb_segs` in the word at [`REARM`], of an mbuf that is nobody else's and the only one of its frame.
 const ALONE: u32 = 0x0001_0001;
 
+/// What is said of received frames (RTE_MBUF_F_RX_*).
+pub(crate) mod flag {
+    pub(crate) const VLAN: u64 = 1 << 0;
+    pub(crate) const RSS_HASH: u64 = 1 << 1;
+    pub(crate) const L4_BAD: u64 = 1 << 3;
+    pub(crate) const IP_BAD: u64 = 1 << 4;
+    pub(crate) const VLAN_STRIPPED: u64 = 1 << 6;
+    pub(crate) const IP_GOOD: u64 = 1 << 7;
+    pub(crate) const L4_GOOD: u64 = 1 << 8;
+}
+
+/// Headers of a frame (RTE_PTYPE_*).
+pub(crate) mod ptype {
+    pub(crate) const L2_ETHER: u32 = 0x1;
+    pub(crate) const L3_IPV4: u32 = 0x10;
+    pub(crate) const L3_IPV4_EXT: u32 = 0x30;
+    pub(crate) const L3_IPV6: u32 = 0x40;
+    pub(crate) const L3_IPV6_EXT: u32 = 0xc0;
+    pub(crate) const L4_TCP: u32 = 0x100;
+    pub(crate) const L4_UDP: u32 = 0x200;
+    pub(crate) const L4_SCTP: u32 = 0x400;
+}
+
 /// RTE_MBUF_F_INDIRECT and RTE_MBUF_F_EXTERNAL: the buffer is another mbuf's, or nobody's.
 pub(crate) const ATTACHED: u64 = 1 << 62 | 1 << 61;
 
@@ -127,6 +150,22 @@ impl Mbuf {
         self.set(REARM, [rearm, flags]);
         // packet_type: not known. pkt_len. data_len, vlan_tci, hash.
         self.set(PACKET_TYPE, [u64::from(len) << 32, u64::from(len as u16)]);
+    }
+
+    /// The same with what a device says of the frame: headers, VLAN tag, hash.
+    #[inline(always)]
+    pub(crate) fn arrived(self, rearm: u64, flags: u64, ptype: u32, len: u32, tag: u16, hash: u32) {
+        self.set(REARM, [rearm, flags]);
+        let lens = u64::from(len as u16) | u64::from(tag) << 16 | u64::from(hash) << 32;
+        self.set(PACKET_TYPE, [u64::from(ptype) | u64::from(len) << 32, lens]);
+    }
+
+    /// Takes over what was said in the last segment of its frame: all that [`arrived`](Mbuf::arrived) sets but lengths.
+    pub(crate) fn said_in(self, last: Mbuf) {
+        self.set(OL_FLAGS, last.flags());
+        self.set(PACKET_TYPE, last.field::<u32>(PACKET_TYPE));
+        self.set(DATA_LEN + 2, last.field::<u16>(DATA_LEN + 2));
+        self.set(DATA_LEN + 4, last.field::<u32>(DATA_LEN + 4));
     }
 
     /// Asks for its first line, to be written.

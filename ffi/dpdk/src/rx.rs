@@ -1,4 +1,5 @@
-//! The receive side of a queue: mbufs into the ring, frames out of it.
+//! The receive side of a queue: mbufs into the ring, frames out of it. What is here for virtio rings is in [`vf`](crate::vf)
+//! for a device's; both take mbufs from a [`Source`] and look at frames with it.
 
 use std::ffi::c_void;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -11,12 +12,13 @@ use usernic::{Buffer, RawRing};
 use crate::abi::{self, Calls, RxSetup};
 use crate::counts::Counters;
 use crate::mbuf::{Mbuf, prefetch};
+use crate::vf;
 
 /// Bytes of the virtio-net header before each frame (virtio 1.3, 5.1.6).
 pub(crate) const HEADER: usize = 12;
 
 /// Frames that are taken at a time.
-const CHUNK: usize = 64;
+pub(crate) const CHUNK: usize = 64;
 
 /// Offset of `num_buffers` in the header.
 const NUM_BUFFERS: usize = 10;
@@ -53,49 +55,28 @@ unsafe impl Buffer for Empty {
     }
 }
 
-/// A frame whose buffers have not all come yet.
-struct Partial {
-    frame: Mbuf,
-    last: Mbuf,
-    left: u16,
-}
-
-/// What the gate is around.
-pub(crate) struct Rx {
-    pub(crate) ring: RawRing,
+/// Where a queue's mbufs come from, and what is done with the frames in them.
+pub(crate) struct Source {
     pool: *mut c_void,
     calls: &'static Calls,
     /// Of a received frame.
-    rearm: u64,
-    flags: u64,
+    pub(crate) rearm: u64,
+    pub(crate) flags: u64,
     shift: u32,
-    headroom: u16,
-    room: u32,
-    batch: usize,
-    /// Somebody is on the other side.
-    up: bool,
-    mergeable: bool,
-    partial: Option<Partial>,
+    pub(crate) headroom: u16,
+    pub(crate) room: u32,
     /// `RX_` bits: what C looks at in each frame.
     pub(crate) look: u32,
     pub(crate) filter: Option<Box<Filter>>,
-    counters: Arc<Counters>,
+    pub(crate) counters: Arc<Counters>,
 }
 
-// SAFETY: the pool may be used by any thread; mbufs in the ring are this value's alone.
-unsafe impl Send for Rx {}
+// SAFETY: the pool may be used by any thread.
+unsafe impl Send for Source {}
 
-impl Rx {
-    pub(crate) fn new(
-        ring: RawRing,
-        setup: &RxSetup,
-        port: u16,
-        calls: &'static Calls,
-        counters: Arc<Counters>,
-    ) -> Self {
-        Rx {
-            batch: usize::from(setup.batch).clamp(1, ring.size()),
-            ring,
+impl Source {
+    pub(crate) fn new(setup: &RxSetup, port: u16, calls: &'static Calls, counters: Arc<Counters>) -> Self {
+        Source {
             pool: setup.pool,
             calls,
             rearm: u64::from(port) << 48 | 0x0001_0001_0000 | u64::from(setup.headroom),
@@ -103,56 +84,16 @@ impl Rx {
             shift: setup.shift,
             headroom: setup.headroom,
             room: setup.room,
-            up: false,
-            mergeable: false,
-            partial: None,
             look: 0,
             filter: None,
             counters,
         }
     }
 
-    /// A fresh ring in the place of the old one, whose buffers are full of what nobody will receive.
-    pub(crate) fn replace(&mut self, ring: RawRing, mergeable: bool) {
-        self.reset();
-        self.counters.retire(&self.ring);
-        self.ring = ring;
-        self.mergeable = mergeable;
-        self.ring.set_notify(false);
-        self.up = true;
-        self.fill(1);
-    }
-
-    pub(crate) fn take_down(&mut self) {
-        self.up = false;
-    }
-
-    /// Gives every buffer back to the pool. The other side must be gone.
-    pub(crate) fn reset(&mut self) {
-        let calls = self.calls;
-        let rearm = self.rearm;
-        let flags = self.flags;
-        self.ring.reset(|cookie| {
-            // SAFETY: a cookie of this ring; what the pool wants is the initial state.
-            unsafe {
-                let mbuf = Mbuf::of(cookie);
-                mbuf.received(rearm, flags, 0);
-                (calls.release)(mbuf.pointer());
-            }
-        });
-        if let Some(partial) = self.partial.take() {
-            // SAFETY: the frame is ours.
-            unsafe { (calls.release)(partial.frame.pointer()) };
-        }
-    }
-
-    /// Fills the ring if so many descriptors are free.
+    /// Has `post` take fresh mbufs while descriptors are free, of which `free` says how many; `post` says how many it took.
+    /// Nothing is done while fewer than `enough` are free.
     #[inline(always)]
-    fn fill(&mut self, enough: usize) {
-        let mut free = self.ring.free();
-        if free < enough || self.pool.is_null() {
-            return;
-        }
+    pub(crate) fn fill(&self, mut free: usize, enough: usize, mut post: impl FnMut(&[*mut u8]) -> usize) {
         let mut fresh = [std::ptr::null_mut::<u8>(); CHUNK];
         let mut n = free.min(CHUNK);
         while n > 0 && free >= enough {
@@ -163,172 +104,56 @@ impl Rx {
                 n /= 2;
                 continue;
             }
-            self.post(&fresh[..n]);
+            let posted = post(&fresh[..n]);
+            for &pointer in &fresh[posted..n] {
+                // SAFETY: what the ring did not take (it is broken) is ours.
+                unsafe { (self.calls.release)(pointer) };
+            }
             free -= n;
             n = n.min(free);
         }
-        self.ring.publish();
     }
 
+    /// Whether it has a pool: a queue that the application does not have has none.
     #[inline(always)]
-    fn post(&mut self, fresh: &[*mut u8]) {
-        let (shift, headroom, room) = (u64::from(self.shift), u64::from(self.headroom), self.room);
-        // SAFETY: the pool gave them.
-        let mbufs = fresh.iter().map(|&pointer| unsafe { Mbuf::new(pointer) });
-        // The choice is made once a burst; the line of an mbuf is not read where its buffer can be told without.
-        let posted = if shift != 0 {
-            self.ring.post(mbufs.map(|mbuf| Empty {
-                mbuf,
-                address: mbuf.cookie() + shift + headroom,
-                room,
-            }))
-        } else {
-            self.ring.post(mbufs.map(|mbuf| Empty {
-                mbuf,
-                address: mbuf.buffer() + headroom,
-                room,
-            }))
-        };
-        for &pointer in &fresh[posted..] {
-            // SAFETY: what the ring did not take (it is broken) is ours.
-            unsafe { (self.calls.release)(pointer) };
-        }
+    pub(crate) fn is_there(&self) -> bool {
+        !self.pool.is_null()
     }
 
+    /// Where each of these mbufs' frames are to begin.
     #[inline(always)]
-    fn burst(&mut self, out: *mut *mut u8, count: usize) -> usize {
-        let mut received = 0;
-        let mut bytes = 0;
-        while received < count {
-            let most = (count - received).min(CHUNK);
-            // SAFETY: `out` has room for `count`.
-            let to = unsafe { out.add(received) };
-            let mut lens = [0u32; CHUNK];
-            let mut n = 0;
-            let mut sum = 0u64;
-            self.ring.complete(most, |cookie, len| {
-                let len = len.wrapping_sub(HEADER as u32);
-                sum += u64::from(len);
-                // SAFETY: at most `most` come; a cookie of this ring.
-                unsafe {
-                    Mbuf::of(cookie).prefetch();
-                    *to.add(n) = cookie as *mut u8;
-                    *lens.get_unchecked_mut(n) = len;
-                }
-                n += 1;
-            });
-            if n == 0 {
-                break;
-            }
-            // A length of less than a header wrapped around, and shows in the sum; so does one that is no mbuf's.
-            if sum >> 31 == 0 && !self.mergeable {
-                let (rearm, flags) = (self.rearm, self.flags);
-                for (at, &len) in lens[..n].iter().enumerate() {
-                    // SAFETY: written above.
-                    unsafe { Mbuf::new(*to.add(at)) }.received(rearm, flags, len);
-                }
-                bytes += sum;
-                received += n;
-            } else {
-                // SAFETY: as above.
-                let (frames, sum) = unsafe { self.join(to, &lens[..n]) };
-                bytes += sum;
-                received += frames;
-            }
-            if n < most {
-                break;
-            }
-        }
-        if self.up {
-            self.fill(self.batch);
-        }
-        if self.look != 0 || self.filter.is_some() {
-            // SAFETY: so many were written.
-            (received, bytes) = unsafe { self.look_at(out, received, bytes) };
-        }
-        if received > 0 {
-            self.counters.packets.add(received as u64);
-            self.counters.bytes.add(bytes);
-        }
-        received
+    pub(crate) fn by_shift(&self) -> Option<u64> {
+        (self.shift != 0).then(|| u64::from(self.shift) + u64::from(self.headroom))
     }
 
-    /// Joins the segments of frames, and drops what is none; frames and their bytes. `lens` are without a header.
+    /// Gives an mbuf back that is alone, whatever was received into it.
+    pub(crate) fn put_back(&self, mbuf: Mbuf) {
+        mbuf.received(self.rearm, self.flags, 0);
+        // SAFETY: by whoever made the Mbuf, it is ours; what the pool wants is the initial state.
+        unsafe { (self.calls.release)(mbuf.pointer()) };
+    }
+
+    /// Gives a frame back, all of its mbufs.
     ///
     /// # Safety
-    /// `to` has an mbuf for each length.
-    #[inline(never)]
-    unsafe fn join(&mut self, to: *mut *mut u8, lens: &[u32]) -> (usize, u64) {
-        let (mut frames, mut bytes) = (0, 0);
-        let base = u64::from(self.headroom);
-        if self.mergeable {
-            for at in 0..lens.len() {
-                // SAFETY: by the caller.
-                let mbuf = unsafe { Mbuf::new(*to.add(at)) };
-                prefetch((mbuf.buffer() + base - HEADER as u64) as *const u8);
-            }
-        }
-        for (at, &len) in lens.iter().enumerate() {
-            // SAFETY: by the caller.
-            let mbuf = unsafe { Mbuf::new(*to.add(at)) };
-            if let Some(partial) = &mut self.partial {
-                // What follows has a header's bytes of data at its beginning (virtio 1.3, 5.1.6.4): no header at all.
-                let whole = len.wrapping_add(HEADER as u32);
-                let data = base as u16 - HEADER as u16;
-                mbuf.received(self.rearm - base + u64::from(data), self.flags, whole);
-                // SAFETY: all three are ours.
-                unsafe { (self.calls.append)(partial.frame.pointer(), partial.last.pointer(), mbuf.pointer()) };
-                partial.last = mbuf;
-                partial.left -= 1;
-                if partial.left > 0 {
-                    continue;
-                }
-                let frame = partial.frame;
-                self.partial = None;
-                self.counters.chains.add(1);
-                bytes += u64::from(frame.pkt_len());
-                // SAFETY: not beyond `at`.
-                unsafe { *to.add(frames) = frame.pointer() };
-                frames += 1;
-                continue;
-            }
-            mbuf.received(self.rearm, self.flags, len);
-            let pieces = if self.mergeable {
-                let field = (mbuf.address() - (HEADER - NUM_BUFFERS) as u64) as *const u16;
-                // SAFETY: every posted buffer has its header before the data; volatile, since the other side may write it.
-                u16::from_le(unsafe { field.read_volatile() })
-            } else {
-                1
-            };
-            if len == 0 || len > self.room || pieces == 0 || usize::from(pieces) > self.ring.size() {
-                self.counters.errors.add(1);
-                mbuf.received(self.rearm, self.flags, 0);
-                // SAFETY: ours.
-                unsafe { (self.calls.release)(mbuf.pointer()) };
-                continue;
-            }
-            if pieces > 1 {
-                self.partial = Some(Partial {
-                    frame: mbuf,
-                    last: mbuf,
-                    left: pieces - 1,
-                });
-                continue;
-            }
-            bytes += u64::from(len);
-            // SAFETY: not beyond `at`.
-            unsafe { *to.add(frames) = mbuf.pointer() };
-            frames += 1;
-        }
-        (frames, bytes)
+    /// It is whole: the segments that it says it has are chained.
+    pub(crate) unsafe fn drop_frame(&self, frame: Mbuf) {
+        // SAFETY: by the caller.
+        unsafe { (self.calls.release)(frame.pointer()) };
+    }
+
+    /// Appends a segment to a frame whose last one is `last`.
+    pub(crate) fn append(&self, frame: Mbuf, last: Mbuf, segment: Mbuf) {
+        // SAFETY: all three are ours.
+        unsafe { (self.calls.append)(frame.pointer(), last.pointer(), segment.pointer()) };
     }
 
     /// Looks at headers and addresses of received frames, and drops what is malformed or not for this port.
     ///
     /// # Safety
-    /// `frames` has `count` frames.
+    /// `frames` has `count` frames, with a header's bytes before their data.
     #[inline(never)]
-    unsafe fn look_at(&mut self, frames: *mut *mut u8, count: usize, mut bytes: u64) -> (usize, u64) {
+    pub(crate) unsafe fn look_at(&self, frames: *mut *mut u8, count: usize, mut bytes: u64) -> (usize, u64) {
         let mut kept = 0;
         for at in 0..count {
             // SAFETY: by the caller.
@@ -358,22 +183,246 @@ impl Rx {
                 dropped.add(1);
                 bytes -= len;
                 // SAFETY: ours.
-                unsafe { (self.calls.release)(frame.pointer()) };
+                unsafe { self.drop_frame(frame) };
             }
         }
         (kept, bytes)
     }
 }
 
+/// A frame whose buffers have not all come yet.
+struct Partial {
+    frame: Mbuf,
+    last: Mbuf,
+    left: u16,
+}
+
+/// What the gate is around.
+pub(crate) struct Rx {
+    pub(crate) ring: RawRing,
+    pub(crate) source: Source,
+    batch: usize,
+    /// Somebody is on the other side.
+    up: bool,
+    mergeable: bool,
+    partial: Option<Partial>,
+}
+
+// SAFETY: mbufs in the ring are this value's alone.
+unsafe impl Send for Rx {}
+
+impl Rx {
+    pub(crate) fn new(ring: RawRing, setup: &RxSetup, source: Source) -> Self {
+        Rx {
+            batch: usize::from(setup.batch).clamp(1, ring.size()),
+            ring,
+            source,
+            up: false,
+            mergeable: false,
+            partial: None,
+        }
+    }
+
+    /// A fresh ring in the place of the old one, whose buffers are full of what nobody will receive.
+    pub(crate) fn replace(&mut self, ring: RawRing, mergeable: bool) {
+        self.reset();
+        self.source.counters.retire(&self.ring);
+        self.ring = ring;
+        self.mergeable = mergeable;
+        self.ring.set_notify(false);
+        self.up = true;
+        self.fill(1);
+    }
+
+    pub(crate) fn take_down(&mut self) {
+        self.up = false;
+    }
+
+    /// Gives every buffer back to the pool. The other side must be gone.
+    pub(crate) fn reset(&mut self) {
+        let source = &self.source;
+        // SAFETY: a cookie of this ring.
+        self.ring.reset(|cookie| source.put_back(unsafe { Mbuf::of(cookie) }));
+        if let Some(partial) = self.partial.take() {
+            // SAFETY: the frame is ours, chained as far as it came.
+            unsafe { source.drop_frame(partial.frame) };
+        }
+    }
+
+    /// Fills the ring if so many descriptors are free.
+    #[inline(always)]
+    fn fill(&mut self, enough: usize) {
+        let Rx { ring, source, .. } = self;
+        let free = ring.free();
+        if free < enough || !source.is_there() {
+            return;
+        }
+        let room = source.room;
+        source.fill(free, enough, |fresh| {
+            // SAFETY: the pool gave them.
+            let mbufs = fresh.iter().map(|&pointer| unsafe { Mbuf::new(pointer) });
+            // The choice is made once a burst; the line of an mbuf is not read where its buffer can be told without.
+            if let Some(shift) = source.by_shift() {
+                ring.post(mbufs.map(|mbuf| Empty {
+                    mbuf,
+                    address: mbuf.cookie() + shift,
+                    room,
+                }))
+            } else {
+                let headroom = u64::from(source.headroom);
+                ring.post(mbufs.map(|mbuf| Empty {
+                    mbuf,
+                    address: mbuf.buffer() + headroom,
+                    room,
+                }))
+            }
+        });
+        ring.publish();
+    }
+
+    #[inline(always)]
+    fn burst(&mut self, out: *mut *mut u8, count: usize) -> usize {
+        let mut received = 0;
+        let mut bytes = 0;
+        while received < count {
+            let most = (count - received).min(CHUNK);
+            // SAFETY: `out` has room for `count`.
+            let to = unsafe { out.add(received) };
+            let mut lens = [0u32; CHUNK];
+            let mut n = 0;
+            let mut sum = 0u64;
+            self.ring.complete(most, |cookie, len| {
+                let len = len.wrapping_sub(HEADER as u32);
+                sum += u64::from(len);
+                // SAFETY: at most `most` come; a cookie of this ring.
+                unsafe {
+                    Mbuf::of(cookie).prefetch();
+                    *to.add(n) = cookie as *mut u8;
+                    *lens.get_unchecked_mut(n) = len;
+                }
+                n += 1;
+            });
+            if n == 0 {
+                break;
+            }
+            // A length of less than a header wrapped around, and shows in the sum; so does one that is no mbuf's.
+            if sum >> 31 == 0 && !self.mergeable {
+                let (rearm, flags) = (self.source.rearm, self.source.flags);
+                for (at, &len) in lens[..n].iter().enumerate() {
+                    // SAFETY: written above.
+                    unsafe { Mbuf::new(*to.add(at)) }.received(rearm, flags, len);
+                }
+                bytes += sum;
+                received += n;
+            } else {
+                // SAFETY: as above.
+                let (frames, sum) = unsafe { self.join(to, &lens[..n]) };
+                bytes += sum;
+                received += frames;
+            }
+            if n < most {
+                break;
+            }
+        }
+        if self.up {
+            self.fill(self.batch);
+        }
+        let source = &self.source;
+        if source.look != 0 || source.filter.is_some() {
+            // SAFETY: so many were written; every posted buffer has room for a header before the data.
+            (received, bytes) = unsafe { source.look_at(out, received, bytes) };
+        }
+        if received > 0 {
+            source.counters.packets.add(received as u64);
+            source.counters.bytes.add(bytes);
+        }
+        received
+    }
+
+    /// Joins the segments of frames, and drops what is none; frames and their bytes. `lens` are without a header.
+    ///
+    /// # Safety
+    /// `to` has an mbuf for each length.
+    #[inline(never)]
+    unsafe fn join(&mut self, to: *mut *mut u8, lens: &[u32]) -> (usize, u64) {
+        let (mut frames, mut bytes) = (0, 0);
+        let source = &self.source;
+        let base = u64::from(source.headroom);
+        if self.mergeable {
+            for at in 0..lens.len() {
+                // SAFETY: by the caller.
+                let mbuf = unsafe { Mbuf::new(*to.add(at)) };
+                prefetch((mbuf.buffer() + base - HEADER as u64) as *const u8);
+            }
+        }
+        for (at, &len) in lens.iter().enumerate() {
+            // SAFETY: by the caller.
+            let mbuf = unsafe { Mbuf::new(*to.add(at)) };
+            if let Some(partial) = &mut self.partial {
+                // What follows has a header's bytes of data at its beginning (virtio 1.3, 5.1.6.4): no header at all.
+                let whole = len.wrapping_add(HEADER as u32);
+                let data = base as u16 - HEADER as u16;
+                mbuf.received(source.rearm - base + u64::from(data), source.flags, whole);
+                source.append(partial.frame, partial.last, mbuf);
+                partial.last = mbuf;
+                partial.left -= 1;
+                if partial.left > 0 {
+                    continue;
+                }
+                let frame = partial.frame;
+                self.partial = None;
+                source.counters.chains.add(1);
+                bytes += u64::from(frame.pkt_len());
+                // SAFETY: not beyond `at`.
+                unsafe { *to.add(frames) = frame.pointer() };
+                frames += 1;
+                continue;
+            }
+            mbuf.received(source.rearm, source.flags, len);
+            let pieces = if self.mergeable {
+                let field = (mbuf.address() - (HEADER - NUM_BUFFERS) as u64) as *const u16;
+                // SAFETY: every posted buffer has its header before the data; volatile, since the other side may write it.
+                u16::from_le(unsafe { field.read_volatile() })
+            } else {
+                1
+            };
+            if len == 0 || len > source.room || pieces == 0 || usize::from(pieces) > self.ring.size() {
+                source.counters.errors.add(1);
+                source.put_back(mbuf);
+                continue;
+            }
+            if pieces > 1 {
+                self.partial = Some(Partial {
+                    frame: mbuf,
+                    last: mbuf,
+                    left: pieces - 1,
+                });
+                continue;
+            }
+            bytes += u64::from(len);
+            // SAFETY: not beyond `at`.
+            unsafe { *to.add(frames) = mbuf.pointer() };
+            frames += 1;
+        }
+        (frames, bytes)
+    }
+}
+
 /// What DPDK knows a receive queue by.
 pub(crate) struct RxQueue {
-    data: DataSide<Rx>,
+    data: Data,
     counters: Arc<Counters>,
     call: Arc<OwnedFd>,
 }
 
+/// The ring of it.
+pub(crate) enum Data {
+    Ring(DataSide<Rx>),
+    Vf(DataSide<vf::Rx>),
+}
+
 impl RxQueue {
-    pub(crate) fn new(data: DataSide<Rx>, counters: Arc<Counters>, call: Arc<OwnedFd>) -> Self {
+    pub(crate) fn new(data: Data, counters: Arc<Counters>, call: Arc<OwnedFd>) -> Self {
         RxQueue { data, counters, call }
     }
 }
@@ -389,10 +438,12 @@ pub(crate) type Control = ControlSide<Rx>;
 pub unsafe extern "C" fn usernic_pmd_rx(queue: *mut c_void, mbufs: *mut *mut u8, count: u16) -> u16 {
     // SAFETY: by the caller.
     let queue = unsafe { &mut *queue.cast::<RxQueue>() };
-    match queue.data.enter() {
-        Some(mut rx) => rx.burst(mbufs, count.into()) as u16,
-        None => 0,
-    }
+    let received = match &mut queue.data {
+        Data::Ring(data) => data.enter().map(|mut rx| rx.burst(mbufs, count.into())),
+        // SAFETY: by the caller.
+        Data::Vf(data) => data.enter().map(|mut rx| unsafe { rx.burst(mbufs, count.into()) }),
+    };
+    received.unwrap_or(0) as u16
 }
 
 /// The queue's counters.
@@ -427,7 +478,10 @@ pub unsafe extern "C" fn usernic_pmd_rx_arm(queue: *mut c_void, on: u8) -> i32 {
         // It does not block; what it says is of no interest.
         let _ = rustix::io::read(queue.call.as_fd(), &mut [0u8; 8]);
     }
-    let there = queue.data.enter().is_some_and(|mut rx| rx.ring.set_notify(on != 0));
+    let there = match &mut queue.data {
+        Data::Ring(data) => data.enter().is_some_and(|mut rx| rx.ring.set_notify(on != 0)),
+        Data::Vf(data) => data.enter().is_some_and(|mut rx| rx.arm(on != 0)),
+    };
     if there && on != 0 {
         // No notification comes for what is there: this stands for it.
         let _ = rustix::io::write(queue.call.as_fd(), &1u64.to_ne_bytes());
@@ -443,5 +497,9 @@ pub unsafe extern "C" fn usernic_pmd_rx_arm(queue: *mut c_void, on: u8) -> i32 {
 pub unsafe extern "C" fn usernic_pmd_rx_posted(queue: *mut c_void) -> u32 {
     // SAFETY: by the caller.
     let queue = unsafe { &mut *queue.cast::<RxQueue>() };
-    queue.data.enter().map_or(0, |rx| rx.ring.in_flight() as u32)
+    let posted = match &mut queue.data {
+        Data::Ring(data) => data.enter().map(|rx| rx.ring.in_flight()),
+        Data::Vf(data) => data.enter().map(|rx| rx.posted()),
+    };
+    posted.unwrap_or(0) as u32
 }

@@ -152,11 +152,11 @@ pub(crate) unsafe fn ring(
     Ok(RawRing::new(driver, Arc::clone(kick), HEADER))
 }
 
-/// DPDK's memory.
-pub(crate) fn regions(calls: &Calls) -> Outcome<Vec<Region>> {
+/// DPDK's memory: all of it, or what lies in `files`, which all of it must then.
+pub(crate) fn regions(calls: &Calls, files: bool) -> Outcome<Vec<Region>> {
     let mut regions = vec![Region::default(); REGIONS];
     // SAFETY: there is room for so many.
-    let n = unsafe { (calls.regions)(regions.as_mut_ptr(), REGIONS as u32) };
+    let n = unsafe { (calls.regions)(regions.as_mut_ptr(), REGIONS as u32, files.into()) };
     if n < 0 {
         return Err(Fault::new(
             rustix::io::Errno::from_raw_os_error(-n),

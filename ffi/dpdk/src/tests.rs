@@ -7,7 +7,9 @@ use std::sync::Mutex;
 
 use usernic::{Burst, Port as OurPort};
 
-use crate::abi::{Calls, Config, Piece, Region, RxSetup, TxSetup};
+mod vf;
+
+use crate::abi::{Calls, Config, Offload, Piece, Region, RxSetup, TxSetup, offload};
 use crate::mbuf::Mbuf;
 use crate::port::Port;
 use crate::rx::usernic_pmd_rx;
@@ -113,7 +115,26 @@ unsafe extern "C" fn pieces(_: *mut *mut u8, _: u32, _: *mut u8, _: *mut Piece) 
     0
 }
 
-unsafe extern "C" fn regions(out: *mut Region, _: u32) -> i32 {
+/// One segment, and a VLAN tag where the frame asks for one.
+unsafe extern "C" fn describe(frame: *mut u8, offload: *mut Offload, pieces: *mut Piece) -> u32 {
+    // SAFETY: the frame is an mbuf, and there is room for what is written.
+    unsafe {
+        let mbuf = Mbuf::new(frame);
+        offload.write(Offload {
+            what: if mbuf.flags() & TX_VLAN != 0 { offload::VLAN } else { 0 },
+            tag: 0x2064,
+            ..Offload::default()
+        });
+        pieces.write(Piece {
+            address: mbuf.address(),
+            length: mbuf.data_len().into(),
+            reserved: 0,
+        });
+    }
+    1
+}
+
+unsafe extern "C" fn regions(out: *mut Region, _: u32, _: u32) -> i32 {
     use std::os::fd::AsRawFd;
     with(|pool| {
         let region = Region {
@@ -121,7 +142,7 @@ unsafe extern "C" fn regions(out: *mut Region, _: u32) -> i32 {
             length: len() as u64,
             offset: 0,
             fd: pool.fd.as_raw_fd(),
-            reserved: 0,
+            grain: 0,
         };
         // SAFETY: there is room for one.
         unsafe { out.write(region) };
@@ -138,6 +159,7 @@ static CALLS: Calls = Calls {
     append,
     received,
     pieces,
+    describe,
     regions,
     log,
 };
@@ -149,9 +171,11 @@ struct Pair {
     tx: *mut c_void,
 }
 
-fn start(path: &std::path::Path, keys: &str, fast_free: bool) -> Pair {
-    let text = format!("virtio-user,path={}{keys}", path.display());
-    let mut port = Port::open(&text, &CALLS).expect("a port");
+/// RTE_MBUF_F_TX_VLAN.
+const TX_VLAN: u64 = 1 << 57;
+
+/// One pair of queues of 256.
+fn setups(fast_free: bool) -> (Config, RxSetup, TxSetup) {
     let config = Config {
         features: 0,
         pairs: 1,
@@ -159,6 +183,9 @@ fn start(path: &std::path::Path, keys: &str, fast_free: bool) -> Pair {
         port: 3,
         mergeable: 0,
         extras: 0,
+        hash: 0,
+        rx_pairs: 1,
+        reserved: 0,
     };
     let rx = RxSetup {
         pool: NonNull::<c_void>::dangling().as_ptr(),
@@ -177,6 +204,13 @@ fn start(path: &std::path::Path, keys: &str, fast_free: bool) -> Pair {
         fast_free: fast_free.into(),
         reserved: [0; 3],
     };
+    (config, rx, tx)
+}
+
+fn start(path: &std::path::Path, keys: &str, fast_free: bool) -> Pair {
+    let text = format!("virtio-user,path={}{keys}", path.display());
+    let mut port = Port::open(&text, &CALLS).expect("a port");
+    let (config, rx, tx) = setups(fast_free);
     assert!(port.memory(&config, &[rx], &[tx]).expect("a plan") <= RINGS);
     let memory = with(|pool| pool.memory);
     let mut queues = [std::ptr::null_mut(); 2];

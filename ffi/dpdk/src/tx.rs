@@ -1,4 +1,5 @@
-//! The transmit side of a queue: frames into the ring, mbufs back to their pools.
+//! The transmit side of a queue: frames into the ring, mbufs back to their pools. What is here for virtio rings is in
+//! [`vf`](crate::vf) for a device's; both give mbufs back by a [`Sink`].
 
 use std::ffi::c_void;
 use std::ptr::NonNull;
@@ -11,10 +12,8 @@ use virtio_ring::{Segment, Table};
 use crate::abi::{self, Calls, Piece, TxSetup};
 use crate::counts::Counters;
 use crate::mbuf::{ATTACHED, Mbuf};
-use crate::rx::HEADER;
-
-/// mbufs that go back to their pools at a time.
-const CHUNK: usize = 64;
+use crate::rx::{CHUNK, HEADER};
+use crate::vf;
 
 /// Bytes of a header of its own, apart from its frame, up to a multiple of a descriptor.
 const HEADER_SLOT: usize = 16;
@@ -26,7 +25,7 @@ const TABLE: usize = 8;
 pub(crate) const SLOT: usize = HEADER_SLOT + 16 * TABLE;
 
 /// Descriptors of a frame: its segments, and its header.
-const PIECES: usize = MAX_SEGMENTS + 1;
+pub(crate) const PIECES: usize = MAX_SEGMENTS + 1;
 
 /// An mbuf on its way into the ring, and which of its flags ask for something.
 struct Frame(Mbuf, u64);
@@ -81,102 +80,40 @@ unsafe impl Buffer for Frame {
     }
 }
 
-/// What the gate is around.
-pub(crate) struct Tx {
-    pub(crate) ring: RawRing,
+/// Where mbufs go that were sent.
+pub(crate) struct Sink {
     calls: &'static Calls,
     /// Flags of an mbuf that is not plain.
-    odd: u64,
-    /// Frames in flight at which it is looked for those that were taken.
-    keep: usize,
+    pub(crate) odd: u64,
     fast_free: bool,
     /// Frames of several mbufs, or whose mbufs may be others' too, that are in flight or were since the ring was empty.
-    chained: bool,
-    up: bool,
-    /// Indirect tables were negotiated.
-    indirect: bool,
-    /// Headers apart from their frames and indirect tables, one of each for each descriptor, and the next of them.
-    slots: *mut u8,
-    slot: usize,
-    counters: Arc<Counters>,
+    pub(crate) chained: bool,
+    pub(crate) counters: Arc<Counters>,
 }
 
-// SAFETY: mbufs in the ring are this value's alone, and so is the memory of the slots.
-unsafe impl Send for Tx {}
-
-impl Tx {
-    /// # Safety
-    /// `slots` has [`SLOT`] bytes for each descriptor of the ring, while this lives, aligned to 16.
-    pub(crate) unsafe fn new(
-        ring: RawRing,
-        setup: &TxSetup,
-        slots: *mut u8,
-        calls: &'static Calls,
-        counters: Arc<Counters>,
-    ) -> Self {
-        Tx {
-            keep: usize::from(setup.keep).min(ring.size()),
-            ring,
+impl Sink {
+    pub(crate) fn new(setup: &TxSetup, calls: &'static Calls, counters: Arc<Counters>) -> Self {
+        Sink {
             calls,
             odd: setup.odd | ATTACHED,
             fast_free: setup.fast_free != 0,
             chained: false,
-            up: false,
-            indirect: false,
-            slots,
-            slot: 0,
             counters,
         }
     }
 
-    /// A fresh ring in the place of the old one, whose frames nobody will take.
-    pub(crate) fn replace(&mut self, ring: RawRing, indirect: bool) {
-        self.reset();
-        self.indirect = indirect;
-        self.counters.retire(&self.ring);
-        self.ring = ring;
-        self.ring.set_notify(false);
-        self.up = true;
-    }
-
-    pub(crate) fn take_down(&mut self) {
-        self.up = false;
-    }
-
-    /// Frees every frame. The other side must be gone.
-    pub(crate) fn reset(&mut self) {
-        let calls = self.calls;
-        self.ring.reset(|cookie| {
-            // SAFETY: a cookie of this ring.
-            unsafe { (calls.release)(Mbuf::of(cookie).pointer()) };
-        });
-        self.chained = false;
-    }
-
-    /// Takes back up to `most` frames that the other side has taken.
+    /// Gives back what was sent, so that `left` frames are still in flight.
     #[inline(always)]
-    fn reap(&mut self, most: usize) -> usize {
-        let mut back = [std::ptr::null_mut::<u8>(); CHUNK];
-        let mut n = 0;
-        let most = most.min(CHUNK);
-        self.ring.complete(most, |cookie, _| {
-            // SAFETY: at most `most` come.
-            unsafe { *back.get_unchecked_mut(n) = cookie as *mut u8 };
-            n += 1;
-        });
-        if n > 0 {
-            let back = &mut back[..n];
-            if self.fast_free && !self.chained {
-                // SAFETY: ours, and all of one pool, by what the application promised.
-                unsafe { (self.calls.put)(Mbuf::new(back[0]).pool().cast(), back.as_mut_ptr(), n as u32) };
-            } else {
-                self.free(back);
-            }
-            if self.ring.in_flight() == 0 {
-                self.chained = false;
-            }
+    pub(crate) fn give_back(&mut self, back: &mut [*mut u8], left: usize) {
+        if self.fast_free && !self.chained {
+            // SAFETY: ours, and all of one pool, by what the application promised.
+            unsafe { (self.calls.put)(Mbuf::new(back[0]).pool().cast(), back.as_mut_ptr(), back.len() as u32) };
+        } else {
+            self.free(back);
         }
-        n
+        if left == 0 {
+            self.chained = false;
+        }
     }
 
     /// Gives mbufs back to their pools, neighbours of one pool at once.
@@ -197,8 +134,7 @@ impl Tx {
                 end += 1;
             }
             if end == start {
-                // SAFETY: ours.
-                unsafe { (self.calls.release)(first.pointer()) };
+                self.drop_frame(first);
                 start += 1;
             } else {
                 // SAFETY: ours, of that pool, each as it was taken from there.
@@ -206,6 +142,95 @@ impl Tx {
                 start = end;
             }
         }
+    }
+
+    /// Frees a frame, whatever it consists of.
+    pub(crate) fn drop_frame(&self, frame: Mbuf) {
+        // SAFETY: by whoever made the Mbuf, it is ours: who sends gets back what was not taken, and this was.
+        unsafe { (self.calls.release)(frame.pointer()) };
+    }
+
+    /// Notes that a frame that is not plain is in flight.
+    pub(crate) fn took(&mut self, frame: Mbuf, pieces: usize) {
+        self.chained |= !frame.is_alone() || frame.flags() & ATTACHED != 0;
+        self.counters.chains.add((pieces > 1).into());
+    }
+
+    pub(crate) fn calls(&self) -> &'static Calls {
+        self.calls
+    }
+}
+
+/// What the gate is around.
+pub(crate) struct Tx {
+    pub(crate) ring: RawRing,
+    sink: Sink,
+    /// Frames in flight at which it is looked for those that were taken.
+    keep: usize,
+    up: bool,
+    /// Indirect tables were negotiated.
+    indirect: bool,
+    /// Headers apart from their frames and indirect tables, one of each for each descriptor, and the next of them.
+    slots: *mut u8,
+    slot: usize,
+}
+
+// SAFETY: mbufs in the ring are this value's alone, and so is the memory of the slots.
+unsafe impl Send for Tx {}
+
+impl Tx {
+    /// # Safety
+    /// `slots` has [`SLOT`] bytes for each descriptor of the ring, while this lives, aligned to 16.
+    pub(crate) unsafe fn new(ring: RawRing, setup: &TxSetup, slots: *mut u8, sink: Sink) -> Self {
+        Tx {
+            keep: usize::from(setup.keep).min(ring.size()),
+            ring,
+            sink,
+            up: false,
+            indirect: false,
+            slots,
+            slot: 0,
+        }
+    }
+
+    /// A fresh ring in the place of the old one, whose frames nobody will take.
+    pub(crate) fn replace(&mut self, ring: RawRing, indirect: bool) {
+        self.reset();
+        self.indirect = indirect;
+        self.sink.counters.retire(&self.ring);
+        self.ring = ring;
+        self.ring.set_notify(false);
+        self.up = true;
+    }
+
+    pub(crate) fn take_down(&mut self) {
+        self.up = false;
+    }
+
+    /// Frees every frame. The other side must be gone.
+    pub(crate) fn reset(&mut self) {
+        let sink = &self.sink;
+        // SAFETY: a cookie of this ring.
+        self.ring.reset(|cookie| sink.drop_frame(unsafe { Mbuf::of(cookie) }));
+        self.sink.chained = false;
+    }
+
+    /// Takes back up to `most` frames that the other side has taken.
+    #[inline(always)]
+    fn reap(&mut self, most: usize) -> usize {
+        let mut back = [std::ptr::null_mut::<u8>(); CHUNK];
+        let mut n = 0;
+        let most = most.min(CHUNK);
+        self.ring.complete(most, |cookie, _| {
+            // SAFETY: at most `most` come.
+            unsafe { *back.get_unchecked_mut(n) = cookie as *mut u8 };
+            n += 1;
+        });
+        if n > 0 {
+            let left = self.ring.in_flight();
+            self.sink.give_back(&mut back[..n], left);
+        }
+        n
     }
 
     #[inline(always)]
@@ -216,7 +241,7 @@ impl Tx {
         if self.ring.in_flight() >= self.keep || self.ring.free() < count {
             while self.reap(CHUNK) == CHUNK && self.ring.free() < count {}
         }
-        let odd = self.odd;
+        let odd = self.sink.odd;
         let (mut sent, mut dropped, mut bytes) = (0, 0, 0);
         while sent < count {
             // SAFETY: by the caller, the frames are ours until they are sent.
@@ -239,8 +264,8 @@ impl Tx {
         }
         if sent > 0 {
             self.ring.publish();
-            self.counters.packets.add((sent - dropped) as u64);
-            self.counters.bytes.add(bytes);
+            self.sink.counters.packets.add((sent - dropped) as u64);
+            self.sink.counters.bytes.add(bytes);
         }
         sent
     }
@@ -260,7 +285,8 @@ impl Tx {
         let slot = unsafe { self.slots.add(self.slot * SLOT) };
         let mut pieces = [Piece::default(); PIECES];
         // SAFETY: the frame is ours; slot and pieces have room for what is written.
-        let n = unsafe { (self.calls.pieces)(frame, (self.odd != ATTACHED).into(), slot, pieces.as_mut_ptr()) };
+        let n =
+            unsafe { (self.sink.calls().pieces)(frame, (self.sink.odd != ATTACHED).into(), slot, pieces.as_mut_ptr()) };
         // SAFETY: it may be another one now, but it is one.
         let mbuf = unsafe { Mbuf::new(*frame) };
         let mut segments = [Segment { addr: 0, len: 0 }; PIECES];
@@ -289,15 +315,13 @@ impl Tx {
         match fits {
             Ok(true) => {
                 self.slot = (self.slot + 1) % self.ring.size();
-                self.chained |= !mbuf.is_alone() || mbuf.flags() & ATTACHED != 0;
-                self.counters.chains.add((n > 1).into());
+                self.sink.took(mbuf, n);
                 Some(mbuf.pkt_len().into())
             }
             Ok(false) => None,
             Err(_) => {
-                self.counters.errors.add(1);
-                // SAFETY: ours: who sends gets back what was not taken, and this was.
-                unsafe { (self.calls.release)(mbuf.pointer()) };
+                self.sink.counters.errors.add(1);
+                self.sink.drop_frame(mbuf);
                 Some(0)
             }
         }
@@ -306,13 +330,28 @@ impl Tx {
 
 /// What DPDK knows a transmit queue by.
 pub(crate) struct TxQueue {
-    data: DataSide<Tx>,
+    data: Data,
     counters: Arc<Counters>,
 }
 
+/// The ring of it.
+pub(crate) enum Data {
+    Ring(DataSide<Tx>),
+    Vf(DataSide<vf::Tx>),
+}
+
 impl TxQueue {
-    pub(crate) fn new(data: DataSide<Tx>, counters: Arc<Counters>) -> Self {
+    pub(crate) fn new(data: Data, counters: Arc<Counters>) -> Self {
         TxQueue { data, counters }
+    }
+
+    /// Takes back up to `most` frames; how many it were.
+    fn reap(&mut self, most: usize) -> usize {
+        let reaped = match &mut self.data {
+            Data::Ring(data) => data.enter().map(|mut tx| tx.reap(most)),
+            Data::Vf(data) => data.enter().map(|mut tx| tx.reap(most)),
+        };
+        reaped.unwrap_or(0)
     }
 }
 
@@ -327,10 +366,12 @@ pub(crate) type Control = ControlSide<Tx>;
 pub unsafe extern "C" fn usernic_pmd_tx(queue: *mut c_void, mbufs: *mut *mut u8, count: u16) -> u16 {
     // SAFETY: by the caller.
     let queue = unsafe { &mut *queue.cast::<TxQueue>() };
-    match queue.data.enter() {
-        Some(mut tx) => tx.burst(mbufs, count.into()) as u16,
-        None => 0,
-    }
+    let sent = match &mut queue.data {
+        Data::Ring(data) => data.enter().map(|mut tx| tx.burst(mbufs, count.into())),
+        // SAFETY: by the caller.
+        Data::Vf(data) => data.enter().map(|mut tx| unsafe { tx.burst(mbufs, count.into()) }),
+    };
+    sent.unwrap_or(0) as u16
 }
 
 /// The queue's counters.
@@ -352,16 +393,14 @@ pub unsafe extern "C" fn usernic_pmd_tx_clean(queue: *mut c_void, most: u32) -> 
     // SAFETY: by the caller.
     let queue = unsafe { &mut *queue.cast::<TxQueue>() };
     let most = if most == 0 { usize::MAX } else { most as usize };
-    queue.data.enter().map_or(0, |mut tx| {
-        let mut freed = 0;
-        loop {
-            let n = tx.reap(most - freed);
-            freed += n;
-            if n == 0 || freed >= most {
-                return freed as i32;
-            }
+    let mut freed = 0;
+    loop {
+        let n = queue.reap(most - freed);
+        freed += n;
+        if n == 0 || freed >= most {
+            return freed as i32;
         }
-    })
+    }
 }
 
 /// Descriptors in use.
@@ -372,8 +411,9 @@ pub unsafe extern "C" fn usernic_pmd_tx_clean(queue: *mut c_void, most: u32) -> 
 pub unsafe extern "C" fn usernic_pmd_tx_used(queue: *mut c_void) -> u32 {
     // SAFETY: by the caller.
     let queue = unsafe { &mut *queue.cast::<TxQueue>() };
-    queue
-        .data
-        .enter()
-        .map_or(0, |tx| (tx.ring.size() - tx.ring.free()) as u32)
+    let used = match &mut queue.data {
+        Data::Ring(data) => data.enter().map(|tx| tx.ring.size() - tx.ring.free()),
+        Data::Vf(data) => data.enter().map(|tx| tx.used()),
+    };
+    used.unwrap_or(0) as u32
 }

@@ -100,6 +100,16 @@ impl<R: Registers, D: Delay> Vf<R, D> {
         Ok(())
     }
 
+    /// Has the device take VLAN tags out of what the queue receives, or leave them in, also while it runs: frames that have
+    /// come already are as they were.
+    pub fn set_vlan_strip<Q: Registers, S: AsMut<[Slot]>>(&mut self, queue: &mut RxQueue<Q, S>, on: bool) {
+        queue.set_vlan_strip(on);
+        if queue.is_running() && self.is_known() {
+            let (clear, set) = if on { (0, dctl::VME) } else { (dctl::VME, 0) };
+            self.regs.update(VFRXDCTL.at(queue.index().into()), clear, set);
+        }
+    }
+
     /// Stops a transmit queue. What is not sent yet is not sent any more; its buffers come back by
     /// [`TxQueue::detach_each`].
     ///

@@ -37,7 +37,9 @@ struct Function {
     vectors: Mutex<Vec<OwnedFd>>,
     open: AtomicBool,
     maps: AtomicUsize,
-    /// Times that memory was taken while the device was still open.
+    /// The device may reach memory.
+    master: AtomicBool,
+    /// Times that memory was taken while the device could still reach it.
     violations: AtomicU64,
     /// Looks at VFMAILBOX that a reset takes, those that are left, and what they hide.
     slow_resets: AtomicU32,
@@ -128,7 +130,7 @@ impl Machine {
             assert_eq!(
                 function.violations.load(Ordering::SeqCst),
                 0,
-                "memory taken from an open device"
+                "memory taken from a device that could reach it"
             );
             let early = function.early.load(Ordering::SeqCst);
             assert_eq!(early, 0, "VF {index} used the mailbox before the end of a reset");
@@ -230,7 +232,7 @@ struct Guard {
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        if self.function.open.load(Ordering::SeqCst) {
+        if self.function.open.load(Ordering::SeqCst) && self.function.master.load(Ordering::SeqCst) {
             self.function.violations.fetch_add(1, Ordering::SeqCst);
         }
         let index = self.vf.index();
@@ -262,10 +264,33 @@ impl Hardware for ModelVf {
     }
 
     unsafe fn map(&self, addr: NonNull<u8>, len: usize) -> Result<Mapped, vfio::Error> {
-        self.function.maps.fetch_add(1, Ordering::SeqCst);
         let index = self.vf.index();
         // Neither ours nor below 4 GiB, so that no half of an address is left out unseen.
         let address = 0x12_0000_0000 + ((index as u64) << 36);
+        // SAFETY: the caller's promise.
+        unsafe { self.map_at(address, addr, len) }
+    }
+
+    unsafe fn map_in_place(&self, addr: NonNull<u8>, len: usize) -> Result<Mapped, vfio::Error> {
+        // SAFETY: the caller's promise.
+        unsafe { self.map_at(addr.as_ptr() as u64, addr, len) }
+    }
+
+    fn set_bus_master(&self, on: bool) -> Result<(), vfio::Error> {
+        self.function.master.store(on, Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn pause(&self) -> Box<dyn FnMut(u32) + Send> {
+        // The model works between two accesses: nothing is gained by waiting.
+        Box::new(|_| std::thread::yield_now())
+    }
+}
+
+impl ModelVf {
+    unsafe fn map_at(&self, address: u64, addr: NonNull<u8>, len: usize) -> Result<Mapped, vfio::Error> {
+        self.function.maps.fetch_add(1, Ordering::SeqCst);
+        let index = self.vf.index();
         self.vf.device().with(|nic| {
             // SAFETY: the caller's promise; the guard takes it back.
             unsafe { nic.dma(index).map(address, addr, len as u64, Access::ReadWrite) }.unwrap()
@@ -279,15 +304,6 @@ impl Hardware for ModelVf {
                 len: len as u64,
             }),
         })
-    }
-
-    fn set_bus_master(&self, _on: bool) -> Result<(), vfio::Error> {
-        Ok(())
-    }
-
-    fn pause(&self) -> Box<dyn FnMut(u32) + Send> {
-        // The model works between two accesses: nothing is gained by waiting.
-        Box::new(|_| std::thread::yield_now())
     }
 }
 

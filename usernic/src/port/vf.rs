@@ -3,7 +3,6 @@
 //! Rings and buffers are one segment, and one mapping of the IOMMU. The control thread sleeps on the vector of the mailbox:
 //! it looks at the link, does what the application wishes, and brings the function up anew after the PF was reset.
 
-mod filter;
 mod plan;
 
 use std::os::fd::{AsFd, OwnedFd};
@@ -12,9 +11,7 @@ use std::time::{Duration, Instant};
 
 use hugemem::Segment;
 use hugemem::guard::Registration;
-use ixgbevf::{
-    Cause, Event, Interrupts, Memory, Model, RxOptions, RxQueue, Setup, Slot, Speed, TxOptions, TxQueue, Vf, ring_len,
-};
+use ixgbevf::{Interrupts, Memory, RxOptions, RxQueue, Setup, Slot, Speed, TxOptions, TxQueue, ring_len};
 use rustix::event::epoll;
 
 use self::plan::Plan;
@@ -29,8 +26,7 @@ use crate::pool::{self, Cache, Pool};
 use crate::queue::{Parts, Side, VfPair, VfRings};
 use crate::spec::PortSpec;
 use crate::stats::DeviceStats;
-use crate::vf::{Hardware, Mapped, Reach, Vfio};
-use crate::vfio::{Device, Host, Options, find};
+use crate::vf::{Function, Hardware, Health, Mapped, WANTED_BACK};
 
 /// First and longest wait before a function whose PF was reset is tried again.
 const RETRY: [Duration; 2] = [Duration::from_millis(20), Duration::from_secs(1)];
@@ -38,26 +34,8 @@ const RETRY: [Duration; 2] = [Duration::from_millis(20), Duration::from_secs(1)]
 /// Between two looks at link, counters and memory. Counters may not be left alone for more than 288 s.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// The vector of the mailbox, as its bit.
-const MAILBOX: u32 = 1;
-
 /// What an Ethernet header and an FCS add to an MTU. A VLAN tag does not count.
 const FRAME: u16 = 18;
-
-/// How the driver waits: short waits are left out once the port is to be closed, so that a PF that does not answer does not
-/// hold that up.
-struct Pace {
-    inner: Arc<Inner>,
-    pause: Box<dyn FnMut(u32) + Send>,
-}
-
-impl ixgbevf::Delay for Pace {
-    fn delay_us(&mut self, us: u32) {
-        if us >= 1000 || !self.inner.stopped() {
-            (self.pause)(us);
-        }
-    }
-}
 
 /// What the control thread owns. Closing it goes from the device to the memory, so the fields are in no particular order.
 struct Control {
@@ -65,25 +43,17 @@ struct Control {
     /// Watches the segment, in case others can truncate its file.
     guard: Option<Registration>,
     pairs: Vec<ControlSide<VfPair>>,
-    vf: Option<Vf<Reach, Pace>>,
-    hardware: Option<Box<dyn Hardware>>,
+    /// None once the device is gone.
+    function: Option<Function>,
     mapped: Option<Mapped>,
-    /// Readable when the mailbox's vector was raised, or somebody wants the device back.
+    /// Readable when there is something to look after in the function.
     events: OwnedFd,
-    vectors: Vec<OwnedFd>,
-    removal: Option<OwnedFd>,
     pool: Arc<Pool>,
     /// Keeps the rings mapped until the device is closed.
     _segment: Arc<Segment>,
     mtu: u16,
     /// The rings run.
     running: bool,
-    /// They ran once: what was granted then need not be again.
-    started: bool,
-    /// The administrator lets the function have the link.
-    enabled: bool,
-    filter: Option<Filter>,
-    mode: ixgbevf::XcastMode,
 }
 
 /// Bytes of the memory that a port of this spec asks for.
@@ -92,19 +62,8 @@ pub(super) fn segment_len(spec: &PortSpec) -> Result<usize, Error> {
 }
 
 pub(super) fn open(spec: PortSpec, memory: &mut dyn MemorySource) -> Result<Port, Error> {
-    let host = Host::default();
-    let variables = std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)));
-    let address = match spec.pci {
-        Some(address) => address,
-        None => find(&host, variables)?,
-    };
-    let options = Options {
-        interface: spec.interface,
-        noiommu: spec.noiommu,
-        ..Options::default()
-    };
-    let device = Device::open_on(&host, address, &options)?;
-    open_on(spec, Box::new(Vfio::new(device)), memory)
+    let hardware = crate::vf::hardware(&spec)?;
+    open_on(spec, hardware, memory)
 }
 
 pub(super) fn open_on(
@@ -113,14 +72,6 @@ pub(super) fn open_on(
     memory: &mut dyn MemorySource,
 ) -> Result<Port, Error> {
     spec.check_vf()?;
-    let name = hardware.name();
-    let failed = |tried| {
-        let device = name.clone();
-        move |source| Error::Vf { device, tried, source }
-    };
-    let (vendor, device) = hardware.ids()?;
-    let model = Model::identify(vendor, device).map_err(failed("look at the device"))?;
-    let registers = hardware.registers()?;
     let plan = Plan::new(&spec)?;
     let request = Request {
         len: plan.len,
@@ -133,9 +84,20 @@ pub(super) fn open_on(
     let (mtu, queues, room) = (spec.mtu, spec.queues, spec.buffer_size);
     let inner = Arc::new(Inner::new(spec, queues)?);
     let events = epoll::create(epoll::CreateFlags::CLOEXEC).tried("epoll_create1(2)")?;
+    let pause = {
+        // Short waits are left out once the port is to be closed, so that a PF that does not answer does not hold that up.
+        let inner = Arc::clone(&inner);
+        let mut pause = hardware.pause();
+        Box::new(move |us| {
+            if us >= 1000 || !inner.stopped() {
+                pause(us);
+            }
+        })
+    };
+    let function = Function::on(hardware, pause, &inner.spec)?;
     // SAFETY: `Control`, from here on, drops this before its Arc of the segment. Only rings and packet bytes are in there,
     // which are reached by volatile accesses, by copy, or by who owns them.
-    let mapped = unsafe { hardware.map(segment.base(), segment.len()) }?;
+    let mapped = unsafe { function.map(segment.base(), segment.len()) }?;
     let bias = mapped.address.wrapping_sub(segment.base().as_ptr() as u64);
     let buffers = plan.buffers(segment.len());
     let pool = Pool::new(Arc::clone(&segment), plan.buffers_at, buffers, room, bias, false);
@@ -143,38 +105,27 @@ pub(super) fn open_on(
         Ok(pool) => pool,
         Err(error) => {
             // The device before the memory.
-            drop(hardware);
+            drop(function);
             drop(mapped);
             return Err(error.into());
         }
-    };
-    let pace = Pace {
-        inner: Arc::clone(&inner),
-        pause: hardware.pause(),
     };
     // SAFETY: the registration goes with `Control`, before the Arc of the segment that is in there too.
     let guard = unsafe { segment.guard() }.ok();
     let memory_bytes = segment.len();
     let mut control = Control {
-        vf: Some(Vf::new(registers.clone(), pace, model, crate::random_u64())),
         inner: Arc::clone(&inner),
         guard,
         pairs: Vec::new(),
-        hardware: Some(hardware),
+        function: Some(function),
         mapped: Some(mapped),
         events,
-        vectors: Vec::new(),
-        removal: None,
         pool,
         _segment: Arc::clone(&segment),
         mtu,
         running: false,
-        started: false,
-        enabled: true,
-        filter: None,
-        mode: ixgbevf::XcastMode::Multicast,
     };
-    control.prepare(&segment, &registers, bias)?;
+    control.prepare(&segment, bias)?;
     control.first_time()?;
     let control = super::spawn(move || control.run())?;
     Ok(Port {
@@ -186,31 +137,24 @@ pub(super) fn open_on(
 }
 
 impl Control {
-    fn failed(&self, tried: &'static str) -> impl FnOnce(ixgbevf::Error) -> Error + use<> {
-        let device = self.name();
-        move |source| Error::Vf { device, tried, source }
+    fn name(&self) -> &str {
+        self.function.as_ref().map_or("", Function::name)
     }
 
-    fn name(&self) -> String {
-        self.hardware.as_ref().map_or_else(String::new, |h| h.name())
-    }
-
-    fn function(&mut self) -> Result<&mut Vf<Reach, Pace>, Error> {
-        self.vf.as_mut().ok_or(Error::NotGranted {
+    fn function(&mut self) -> Result<&mut Function, Error> {
+        self.function.as_mut().ok_or(Error::NotGranted {
             why: "the device is gone",
         })
     }
 
-    /// Turns the device's interrupts on and makes the queue pairs, which do not run yet.
-    fn prepare(&mut self, segment: &Arc<Segment>, registers: &Reach, bias: u64) -> Result<(), Error> {
-        let Some(hardware) = &self.hardware else { return Ok(()) };
+    /// Makes the queue pairs, which do not run yet.
+    fn prepare(&mut self, segment: &Arc<Segment>, bias: u64) -> Result<(), Error> {
+        let Some(function) = &self.function else { return Ok(()) };
         let queues = self.inner.spec.queues;
-        // The mailbox has one of its own, and the queues share what is left.
-        self.vectors = hardware.enable_vectors(1 + usize::from(queues.min(2)))?;
-        self.removal = hardware.notice_of_removal()?;
-        for fd in self.removal.iter().chain(self.vectors.first()) {
+        for fd in function.events() {
             watch(&self.events, fd)?;
         }
+        let registers = function.registers();
         let spec = &self.inner.spec;
         let takes = Marks::device(spec.csum != Some(false), spec.tso);
         if spec.vlan_strip {
@@ -236,7 +180,7 @@ impl Control {
             // SAFETY: the ring is inside the segment, which stays mapped while the pair lives (it holds an Arc), and is
             // nobody else's: each queue has its own. The device finds it at the same bytes.
             let rx = unsafe { RxQueue::new(registers.clone(), number, memory(0), size, options, slots()) };
-            let rx = rx.map_err(self.failed("make a receive ring"))?;
+            let rx = rx.map_err(function.failed("make a receive ring"))?;
             // SAFETY: as above.
             let tx = unsafe {
                 TxQueue::new(
@@ -248,17 +192,18 @@ impl Control {
                     slots(),
                 )
             };
-            let tx = tx.map_err(self.failed("make a transmit ring"))?;
-            let vector = self.vector_of(number);
+            let tx = tx.map_err(function.failed("make a transmit ring"))?;
             let rings = VfRings {
                 rx,
                 tx,
                 interrupts: Interrupts::new(registers.clone()),
-                vector: 1 << vector,
+                vector: 1 << function.vector_of(number),
             };
             let (data, gate) = gate::pair(VfPair::new(rings, Arc::clone(segment), takes));
             let epoll = self.inner.epoll_of(index.into())?;
-            watch(&epoll, &self.vectors[usize::from(vector)])?;
+            if let Some(event) = function.event_of(number) {
+                watch(&epoll, event)?;
+            }
             self.pairs.push(gate);
             self.inner.put_on_shelf(Parts {
                 index,
@@ -271,39 +216,14 @@ impl Control {
         Ok(())
     }
 
-    /// The vector that a receive queue raises.
-    fn vector_of(&self, queue: u8) -> u8 {
-        match self.vectors.len() {
-            0 | 1 => 0,
-            n => 1 + queue % (n - 1) as u8,
-        }
-    }
-
     /// Resets the function, asks for what the spec says, and starts.
     fn first_time(&mut self) -> Result<(), Error> {
+        let inner = Arc::clone(&self.inner);
+        let function = self.function()?;
         // Its registers can be reached only then; a device that was just opened knows of no memory.
-        if let Some(hardware) = &self.hardware {
-            hardware.set_bus_master(true)?;
-        }
-        self.reset()?;
-        let (mac, vlans) = (self.inner.spec.mac, self.inner.spec.vlans.clone());
-        let (set, join) = (self.failed("set its address"), |this: &Self| {
-            this.failed("receive a VLAN")
-        });
-        let vf = self.function()?;
-        if let Some(mac) = mac {
-            vf.set_mac(mac).map_err(set)?;
-        }
-        for id in vlans {
-            let joined = self.function()?.set_vlan(id, true);
-            joined.map_err(join(self))?;
-        }
+        function.set_bus_master(true)?;
+        function.begin(&inner.spec)?;
         self.start()
-    }
-
-    fn reset(&mut self) -> Result<(), Error> {
-        let failed = self.failed("reset it");
-        self.function()?.reset().map_err(failed)
     }
 
     /// Brings a function up that was just reset: no ring is the device's now.
@@ -318,22 +238,11 @@ impl Control {
             rx_queues: self.pairs.len() as u8,
             rss: None,
         };
-        let configured = self.function()?.configure(&setup);
-        match configured {
-            Err(ixgbevf::Error::Refused(request)) if self.started => {
-                tracing::warn!("{}: {request} is not granted any more", self.name());
-            }
-            other => other.map_err(self.failed("set it up"))?,
-        }
-        let failed = self.failed("start its queues");
-        self.start_queues().map_err(failed)?;
-        let vf = self.function()?;
-        let (mac, enabled) = (vf.mac(), vf.is_link_enabled());
+        self.function()?.set_up(&setup)?;
+        self.start_queues()?;
+        let mac = self.function()?.mac();
         self.inner.set_mac(mac);
-        // A PF from before there was the question does not refuse.
-        self.enabled = enabled.unwrap_or(true);
         self.running = true;
-        self.started = true;
         self.look_at_link();
         for gate in &mut self.pairs {
             gate.open();
@@ -341,25 +250,16 @@ impl Control {
         Ok(())
     }
 
-    fn start_queues(&mut self) -> Result<(), ixgbevf::Error> {
-        let vectors: Vec<u8> = (0..self.pairs.len() as u8).map(|q| self.vector_of(q)).collect();
-        let moderation = self.inner.spec.moderation;
-        let Some(vf) = &mut self.vf else { return Ok(()) };
-        let interrupts = Interrupts::new(vf.registers().clone());
-        interrupts.route(Cause::Mailbox, Some(0))?;
-        for (queue, vector) in (0..).zip(&vectors) {
-            interrupts.route(Cause::Rx(queue), Some(*vector))?;
-            interrupts.route(Cause::Tx(queue), None)?;
-            interrupts.moderate(*vector, moderation.into())?;
-        }
-        interrupts.auto_mask(vectors.iter().fold(MAILBOX, |bits, vector| bits | 1 << vector));
+    fn start_queues(&mut self) -> Result<(), Error> {
+        let Some(function) = &mut self.function else {
+            return Ok(());
+        };
         for (index, gate) in self.pairs.iter_mut().enumerate() {
             let pair = gate.close();
             let mut cache = Cache::new(Arc::clone(&self.pool));
             pair.fill(&mut cache, &self.inner.counters[index]);
             let Some(rings) = pair.rings() else { continue };
-            vf.start_tx(&mut rings.tx)?;
-            vf.start_rx(&mut rings.rx)?;
+            function.start(Some(&mut rings.rx), Some(&mut rings.tx))?;
             pair.set_running(true);
         }
         Ok(())
@@ -367,11 +267,8 @@ impl Control {
 
     /// Tells the link's state, if it is another.
     fn look_at_link(&mut self) {
-        let Some(vf) = &mut self.vf else { return };
-        let speed = match vf.settled_link() {
-            ixgbevf::Link::Up(speed) if self.enabled => Some(speed),
-            _ => None,
-        };
+        let Some(function) = &mut self.function else { return };
+        let speed = function.link();
         let before = self.inner.link();
         let told = speed.map_or(0, Speed::mbps);
         if before.up == speed.is_some() && (told == 0 || before.speed == told || self.inner.spec.speed != 0) {
@@ -416,8 +313,8 @@ impl Control {
     }
 
     fn count(&mut self) {
-        let Some(vf) = &mut self.vf else { return };
-        let (counted, anomalies) = (vf.statistics(), vf.anomalies());
+        let Some(function) = &mut self.function else { return };
+        let (counted, anomalies) = (function.statistics(), function.anomalies());
         *super::lock(&self.inner.device) = DeviceStats {
             rx_packets: counted.rx_packets,
             rx_bytes: counted.rx_bytes,
@@ -437,8 +334,10 @@ impl Control {
             if self.guard.as_ref().is_some_and(Registration::is_dead) {
                 return self.give_up("the file of the port's memory was truncated");
             }
-            if self.running {
-                self.unmask_mailbox();
+            if self.running
+                && let Some(function) = &self.function
+            {
+                function.unmask_mailbox();
             }
             let deadline = if self.running { next_look } else { next_try };
             let events = self.events.as_fd();
@@ -447,14 +346,14 @@ impl Control {
                 break;
             }
             let _ = drain(&self.events);
-            if self.is_wanted_back() {
-                return self.give_up("somebody wants the device back");
+            if self.function.as_ref().is_some_and(Function::is_wanted_back) {
+                return self.give_up(WANTED_BACK);
             }
             if !self.running {
                 if Instant::now() < next_try {
                     continue;
                 }
-                match self.reset().and_then(|()| self.start()) {
+                match self.function().and_then(Function::reset).and_then(|()| self.start()) {
                     Ok(()) => {
                         tracing::info!("{}: brought up after a reset of its PF", self.name());
                         retry = RETRY[0];
@@ -472,14 +371,14 @@ impl Control {
                 next_look = Instant::now() + LOOK;
                 continue;
             }
-            match self.service() {
-                Ok(true) => {}
-                Ok(false) => {
+            match self.function.as_mut().map(Function::service) {
+                Some(Health::Gone(why)) => return self.give_up(why),
+                Some(Health::Reset) => {
+                    self.take_down();
                     next_try = Instant::now();
                     continue;
                 }
-                Err(ixgbevf::Error::Gone) => return self.give_up("it answers no more"),
-                Err(error) => tracing::debug!("{}: {error}", self.name()),
+                _ => {}
             }
             if Instant::now() >= next_look {
                 next_look = Instant::now() + LOOK;
@@ -490,38 +389,10 @@ impl Control {
         self.inner.wishes.close();
     }
 
-    /// Attends to the mailbox; whether the function still runs.
-    fn service(&mut self) -> Result<bool, ixgbevf::Error> {
-        let Some(vf) = &mut self.vf else { return Ok(false) };
-        match vf.service()? {
-            Event::PfReset => {
-                tracing::warn!("{}: its PF was reset", self.name());
-                self.take_down();
-                return Ok(false);
-            }
-            Event::Ping => self.enabled = vf.is_link_enabled().unwrap_or(true),
-            _ => {}
-        }
-        Ok(true)
-    }
-
-    fn unmask_mailbox(&self) {
-        if let Some(vf) = &self.vf {
-            Interrupts::new(vf.registers()).enable(MAILBOX);
-        }
-    }
-
-    fn is_wanted_back(&self) -> bool {
-        let mut count = [0u8; 8];
-        self.removal
-            .as_ref()
-            .is_some_and(|fd| rustix::io::read(fd, &mut count).is_ok())
-    }
-
     fn grant_wishes(&mut self) {
         while let Some((wish, answer)) = self.inner.wishes.next() {
             let granted = self.grant(wish);
-            if self.running && self.vf.as_ref().is_some_and(|vf| !vf.is_known()) {
+            if self.running && self.function.as_ref().is_some_and(|function| !function.is_known()) {
                 tracing::warn!("{}: its PF was reset", self.name());
                 self.take_down();
             }
@@ -534,14 +405,12 @@ impl Control {
         match wish {
             Wish::Filter(filter) => self.set_filter(filter.map(|f| *f)),
             Wish::Vf(VfWish::Mac(mac)) => {
-                let failed = self.failed("set its address");
-                self.function()?.set_mac(mac).map_err(failed)?;
+                self.function()?.set_mac(mac)?;
                 self.inner.set_mac(mac);
                 Ok(())
             }
             Wish::Vf(VfWish::Mtu(mtu)) => {
-                let failed = self.failed("set its MTU");
-                self.function()?.set_max_frame(mtu + FRAME).map_err(failed)?;
+                self.function()?.set_max_frame(mtu + FRAME)?;
                 self.mtu = mtu;
                 self.inner.set_mtu(mtu);
                 Ok(())
@@ -562,17 +431,31 @@ impl Control {
         }
     }
 
+    /// Asks the PF for what the filter lets in, then drops what else comes.
+    fn set_filter(&mut self, filter: Option<Filter>) -> Result<(), Error> {
+        let active = filter.clone().filter(Filter::is_active).map(Box::new);
+        let function = self.function()?;
+        function.set_filter(filter)?;
+        let mac = function.mac();
+        self.inner.set_mac(mac);
+        for gate in &mut self.pairs {
+            let was_open = gate.is_open();
+            gate.close().set_filter(active.clone());
+            if was_open {
+                gate.open();
+            }
+        }
+        Ok(())
+    }
+
     /// Lets go of the device and then of the memory.
     fn close(&mut self) {
         self.running = false;
         for gate in &mut self.pairs {
             gate.close();
         }
-        if let Some(mut vf) = self.vf.take() {
-            vf.stop();
-        }
         // No more memory, no more interrupts, a function-level reset.
-        self.hardware = None;
+        self.function = None;
         for gate in &mut self.pairs {
             gate.close().close();
         }

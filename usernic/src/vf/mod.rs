@@ -1,7 +1,11 @@
 //! Virtual functions that ports drive: what a `vf` port needs of a device, and the devices behind VFIO that have it.
 //!
 //! A port reaches its function through [`Hardware`] alone. [`Vfio`] is the one that `Port::open` takes; a model of the
-//! hardware is another, for tests ([`Port::open_vf`](crate::Port::open_vf)).
+//! hardware is another, for tests ([`Port::open_vf`](crate::Port::open_vf)). On it stands [`Function`]: the control of a
+//! function, for ports and for whoever brings memory and queues along.
+
+mod filter;
+mod function;
 
 use std::any::Any;
 use std::fmt;
@@ -11,6 +15,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use ixgbevf::{BAR_LEN, Registers};
+
+pub use function::WANTED_BACK;
+pub(crate) use function::hardware;
+pub use function::{Function, Health, Pause};
 
 use crate::vfio::{Access, Bar, Device, Error, Mapping, Placement};
 
@@ -56,6 +64,16 @@ pub trait Hardware: Send {
     /// The bytes are mapped memory of this process until what this returns is dropped, and nothing that Rust takes for
     /// its own is in them.
     unsafe fn map(&self, addr: NonNull<u8>, len: usize) -> Result<Mapped, Error>;
+
+    /// The same, at the address that the memory has here.
+    ///
+    /// # Errors
+    /// As [`map`](Hardware::map), and [`Unreachable`](iova::vfio::Error::Unreachable) or
+    /// [`ReservedRegion`](iova::vfio::Error::ReservedRegion) where the IOMMU does not take the address.
+    ///
+    /// # Safety
+    /// As for [`map`](Hardware::map).
+    unsafe fn map_in_place(&self, addr: NonNull<u8>, len: usize) -> Result<Mapped, Error>;
 
     /// Lets the device reach memory, and its registers be reached; or no more reach memory.
     ///
@@ -149,6 +167,17 @@ impl Vfio {
     pub fn new(device: Device) -> Self {
         Vfio(device)
     }
+
+    /// # Safety
+    /// As for [`Hardware::map`].
+    unsafe fn place(&self, addr: NonNull<u8>, len: usize, placement: Placement) -> Result<Mapped, Error> {
+        // SAFETY: the caller's promise.
+        let mapping: Mapping = unsafe { self.0.space().map(addr, len, placement, Access::ReadWrite) }?;
+        Ok(Mapped {
+            address: mapping.iova().start(),
+            guard: Box::new(mapping),
+        })
+    }
 }
 
 impl Hardware for Vfio {
@@ -182,11 +211,12 @@ impl Hardware for Vfio {
 
     unsafe fn map(&self, addr: NonNull<u8>, len: usize) -> Result<Mapped, Error> {
         // SAFETY: the caller's promise.
-        let mapping: Mapping = unsafe { self.0.space().map(addr, len, Placement::Auto, Access::ReadWrite) }?;
-        Ok(Mapped {
-            address: mapping.iova().start(),
-            guard: Box::new(mapping),
-        })
+        unsafe { self.place(addr, len, Placement::Auto) }
+    }
+
+    unsafe fn map_in_place(&self, addr: NonNull<u8>, len: usize) -> Result<Mapped, Error> {
+        // SAFETY: the caller's promise.
+        unsafe { self.place(addr, len, Placement::Identity) }
     }
 
     fn set_bus_master(&self, on: bool) -> Result<(), Error> {

@@ -133,6 +133,11 @@ impl Hardware for MemoryVf {
         })
     }
 
+    unsafe fn map_in_place(&self, addr: NonNull<u8>, len: usize) -> Result<Mapped, vfio::Error> {
+        // SAFETY: the caller's promise.
+        unsafe { self.map(addr, len) }
+    }
+
     fn set_bus_master(&self, _on: bool) -> Result<(), vfio::Error> {
         Ok(())
     }

@@ -3,7 +3,7 @@
 use ixgbevf::XcastMode;
 use virtio_ring::net::{RxMode, VLANS};
 
-use super::Control;
+use super::Function;
 use crate::error::Error;
 use crate::filter::Filter;
 
@@ -45,37 +45,29 @@ impl Wanted {
     }
 }
 
-impl Control {
-    /// Asks the PF for what `filter` lets in, then drops what else comes. After an error all is as before, as far as the
-    /// PF grants that once more.
-    pub(super) fn set_filter(&mut self, filter: Option<Filter>) -> Result<(), Error> {
-        let before = self.filter.clone();
+impl Function {
+    /// Asks the PF for what `filter` lets in; what else comes is for the caller to drop. After an error all is as before,
+    /// as far as the PF grants that once more.
+    ///
+    /// # Errors
+    /// [`Error::Vf`].
+    pub fn set_filter(&mut self, filter: Option<Filter>) -> Result<(), Error> {
+        let before = self.filter.take();
         if let Err(error) = self.ask(before.as_ref(), filter.as_ref()) {
-            let failed = self.failed("have the filter's frames let through");
             if let Err(again) = self.ask(filter.as_ref(), before.as_ref()) {
                 tracing::warn!("{}: the filter of before is not granted any more: {again}", self.name());
             }
-            return Err(failed(error));
-        }
-        let active = filter.clone().filter(Filter::is_active).map(Box::new);
-        for gate in &mut self.pairs {
-            let was_open = gate.is_open();
-            gate.close().set_filter(active.clone());
-            if was_open {
-                gate.open();
-            }
+            self.filter = before;
+            return Err(self.failed("have the filter's frames let through")(error));
         }
         self.filter = filter;
         Ok(())
     }
 
     fn ask(&mut self, before: Option<&Filter>, after: Option<&Filter>) -> Result<(), ixgbevf::Error> {
-        let mode = self.mode;
-        let Some(vf) = &mut self.vf else {
-            return Err(ixgbevf::Error::Gone);
-        };
+        let vf = &mut self.vf;
         let (old, new) = (Wanted::of(before), Wanted::of(after));
-        if new.mode != mode {
+        if new.mode != self.mode {
             vf.set_mode(new.mode)?;
             self.mode = new.mode;
         }
@@ -83,7 +75,6 @@ impl Control {
             && filter.mac() != vf.mac()
         {
             vf.set_mac(filter.mac())?;
-            self.inner.set_mac(filter.mac());
         }
         if new.groups != old.groups {
             vf.set_multicast(&new.groups)?;
@@ -91,10 +82,9 @@ impl Control {
         if new.stations != old.stations {
             vf.set_unicast(&new.stations)?;
         }
-        let spec = &self.inner.spec;
         for id in 0..VLANS {
             let listed =
-                |filter: Option<&Filter>| spec.vlans.contains(&id) || filter.is_some_and(|filter| filter.has_vlan(id));
+                |filter: Option<&Filter>| self.vlans.contains(&id) || filter.is_some_and(|filter| filter.has_vlan(id));
             if listed(before) != listed(after) {
                 vf.set_vlan(id, listed(after))?;
             }
