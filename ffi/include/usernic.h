@@ -486,9 +486,10 @@ int32_t usernic_burst_set_len(struct usernic_burst *burst,
                               uint32_t len);
 
 /**
- * Opens a front-end port over memory that the program lends: `count` regions. C programs call usernic_lent_port_open().
- * The spec is of kind virtio-user, without server=1, mrg_rxbuf=1 and offloads. A link that is lost stays lost: close the
- * port and open it anew.
+ * Opens a port over memory that the program lends: `count` regions. C programs call usernic_lent_port_open(). The spec is of
+ * kind virtio-user, without server=1, mrg_rxbuf=1 and offloads, or of kind vf, without csum=1 and vlan_strip=1. A
+ * device finds the regions at the addresses that they have here; buffers that it receives into have buffer_size bytes at
+ * least, and frames that do not fit one are dropped. A link that is lost stays lost: close the port and open it anew.
  *
  * # Safety
  * `spec` is a text, `regions` has `count` elements, `out` can be written. The regions stay mapped until the port is
@@ -507,7 +508,8 @@ int32_t usernic_lent_port_open_abi(uint32_t abi,
 int32_t usernic_lent_port_close(struct usernic_lent_port *port);
 
 /**
- * Whether the other side is there: 1, or 0.
+ * Whether the other side is there: 1, or 0. On a port of kind vf to be called a few times a second: it is then that the
+ * device is looked after.
  */
 int32_t usernic_lent_port_link(struct usernic_lent_port *port);
 

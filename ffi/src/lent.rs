@@ -6,7 +6,7 @@ use std::ptr::NonNull;
 
 use usernic::memory::Automatic;
 use usernic::spec::PortSpec;
-use usernic::{Buffer as RingBuffer, LentMemory, LentPair, LentPort, LentRegion, RawRing, Stats};
+use usernic::{Buffer as RingBuffer, LentMemory, LentPair, LentPort, LentRegion, Stats};
 
 use crate::check;
 use crate::port::{Counts, time};
@@ -122,19 +122,29 @@ unsafe fn each(buffers: *const Buffer, count: usize) -> impl Iterator<Item = Buf
     (0..count).map(move |at| unsafe { buffers.add(at).read() })
 }
 
-/// Hands buffers to a ring, up to the first that is not in lent memory: an error if that is the first of all. How many the
-/// ring took, and their bytes.
+/// Hands buffers to a ring, up to the first that is not in lent memory or that the ring does not take: an error if that is
+/// the first of all. How many the ring took, and their bytes.
 #[inline(always)]
 fn feed<const SEND: bool>(
-    ring: &mut RawRing,
+    pair: &mut LentPair,
     memory: &LentMemory,
     mut buffers: impl Iterator<Item = Buffer>,
 ) -> Outcome<(usize, u64)> {
     let mut bad = None;
+    let least = pair.least_room();
+    let device = least > 1;
     let checked = std::iter::from_fn(|| {
         let buffer = buffers.next()?;
-        let fits =
-            buffer.length > 0 && buffer.length <= i32::MAX as u32 && memory.holds(buffer.address as u64, buffer.length);
+        let len = buffer.length;
+        let fits = len > 0
+            && len <= i32::MAX as u32
+            && (!device
+                || if SEND {
+                    LentPair::device_takes(len)
+                } else {
+                    len >= least
+                })
+            && memory.holds(buffer.address as u64, len);
         if !fits {
             bad = Some(buffer);
             return None;
@@ -143,21 +153,25 @@ fn feed<const SEND: bool>(
     })
     .fuse();
     let (taken, bytes) = if SEND {
-        ring.send(checked)
+        pair.send(checked)
     } else {
-        (ring.post(checked), 0)
+        (pair.post(checked), 0)
     };
-    if taken > 0 {
-        ring.publish();
-    }
     match bad {
-        Some(buffer) if taken == 0 => Err(not_lent(buffer)),
+        Some(buffer) if taken == 0 => Err(not_taken(buffer, memory, least)),
         _ => Ok((taken, bytes)),
     }
 }
 
 #[cold]
-fn not_lent(buffer: Buffer) -> Fault {
+fn not_taken(buffer: Buffer, memory: &LentMemory, least: u32) -> Fault {
+    if buffer.length > 0 && memory.holds(buffer.address as u64, buffer.length) {
+        let text = format_args!(
+            "{} bytes at {:p}: a device receives into buffers of {least} bytes at least, and sends frames of 17 to 9728",
+            buffer.length, buffer.address
+        );
+        return Fault::new(Status::Room, text);
+    }
     Fault::new(
         Status::Room,
         format_args!(
@@ -167,9 +181,10 @@ fn not_lent(buffer: Buffer) -> Fault {
     )
 }
 
-/// Opens a front-end port over memory that the program lends: `count` regions. C programs call usernic_lent_port_open().
-/// The spec is of kind virtio-user, without server=1, mrg_rxbuf=1 and offloads. A link that is lost stays lost: close the
-/// port and open it anew.
+/// Opens a port over memory that the program lends: `count` regions. C programs call usernic_lent_port_open(). The spec is of
+/// kind virtio-user, without server=1, mrg_rxbuf=1 and offloads, or of kind vf, without csum=1 and vlan_strip=1. A
+/// device finds the regions at the addresses that they have here; buffers that it receives into have buffer_size bytes at
+/// least, and frames that do not fit one are dropped. A link that is lost stays lost: close the port and open it anew.
 ///
 /// # Safety
 /// `spec` is a text, `regions` has `count` elements, `out` can be written. The regions stay mapped until the port is
@@ -241,7 +256,8 @@ pub extern "C" fn usernic_lent_port_close(port: *mut LentPortHandle) -> i32 {
     shield(|| PORTS.remove(port as u64).map(|_| 0))
 }
 
-/// Whether the other side is there: 1, or 0.
+/// Whether the other side is there: 1, or 0. On a port of kind vf to be called a few times a second: it is then that the
+/// device is looked after.
 #[unsafe(no_mangle)]
 pub extern "C" fn usernic_lent_port_link(port: *mut LentPortHandle) -> i32 {
     shield(|| PORTS.with(port as u64, |port| Ok(port.link().into())))
@@ -303,10 +319,9 @@ pub unsafe extern "C" fn usernic_lent_pair_post(pair: *mut LentPairHandle, buffe
         check::pointer(buffers, "usernic_lent_pair_post: buffers")?;
         let count = count_of(count)?;
         open(pair, |Pair { pair, memory, .. }| {
-            let rx = &mut pair.raw.rx;
             // SAFETY: by the caller.
-            let buffers = unsafe { each(buffers, count.min(rx.free())) };
-            let (posted, _) = feed::<false>(rx, memory, buffers)?;
+            let buffers = unsafe { each(buffers, count.min(pair.rx_free())) };
+            let (posted, _) = feed::<false>(pair, memory, buffers)?;
             Ok(posted as i32)
         })
     })
@@ -323,10 +338,9 @@ pub unsafe extern "C" fn usernic_lent_pair_send(pair: *mut LentPairHandle, buffe
         check::pointer(buffers, "usernic_lent_pair_send: buffers")?;
         let count = count_of(count)?;
         open(pair, |Pair { pair, memory, counts }| {
-            let tx = &mut pair.raw.tx;
             // SAFETY: by the caller.
-            let buffers = unsafe { each(buffers, count.min(tx.free())) };
-            let (sent, bytes) = feed::<true>(tx, memory, buffers)?;
+            let buffers = unsafe { each(buffers, count.min(pair.tx_free())) };
+            let (sent, bytes) = feed::<true>(pair, memory, buffers)?;
             counts.tx_packets += sent as u64;
             counts.tx_bytes += bytes;
             Ok(sent as i32)
@@ -345,8 +359,7 @@ pub unsafe extern "C" fn usernic_lent_pair_receive(pair: *mut LentPairHandle, ou
         let count = count_of(count)?;
         open(pair, |Pair { pair, counts, .. }| {
             let mut at = out;
-            let received = pair.raw.rx.complete(count, |cookie, len| {
-                let length = len.saturating_sub(USERNIC_LENT_HEADER);
+            let received = pair.receive(count, |cookie, length| {
                 counts.rx_packets += u64::from(length > 0);
                 counts.rx_errors += u64::from(length == 0);
                 counts.rx_bytes += u64::from(length);
@@ -377,7 +390,7 @@ pub unsafe extern "C" fn usernic_lent_pair_sent(pair: *mut LentPairHandle, out: 
         let count = count_of(count)?;
         open(pair, |Pair { pair, .. }| {
             let mut at = out;
-            let sent = pair.raw.tx.complete(count, |cookie, _| {
+            let sent = pair.sent(count, |cookie| {
                 // SAFETY: no more than `count` come, and so many can be written.
                 unsafe {
                     at.write(cookie);
@@ -431,9 +444,8 @@ pub extern "C" fn usernic_lent_pair_wait(pair: *mut LentPairHandle, milliseconds
 pub unsafe extern "C" fn usernic_lent_pair_counts(pair: *mut LentPairHandle, out: *mut Counts, size: usize) -> i32 {
     shield(|| {
         PAIRS.with(pair as u64, |Pair { pair, counts, .. }| {
-            let rings = [&pair.raw.rx, &pair.raw.tx];
-            counts.anomalies = rings.iter().map(|ring| ring.anomalies().total()).sum();
-            counts.kicks = rings.iter().map(|ring| ring.kicks()).sum();
+            counts.anomalies = pair.anomalies();
+            counts.kicks = pair.kicks();
             // SAFETY: by the caller; the struct has no padding.
             unsafe { check::put((*counts).into(), out, size, "usernic_lent_pair_counts") }?;
             Ok(0)

@@ -14,7 +14,7 @@
 //! | [`Packet`], [`Burst`] | frames in the port's memory, moved in bursts |
 //! | [`RawQueue`] | the rings under a queue, over buffers of any kind |
 //! | [`gate`] | one thread polls a ring, another stops it now and then |
-//! | [`LentPort`] | a front-end over memory of the application |
+//! | [`LentPort`] | a port over memory of the application |
 //! | [`offload`] | checksums, segmentation and hashes in software |
 //! | [`filter`] | which frames are for a port |
 //! | [`switch`] | a learning bridge, cross-connects and reflectors, made of `vhost` ports |

@@ -1,10 +1,13 @@
-//! Front-end ports over memory of the application: rings of ours, buffers of its own.
+//! Ports over memory of the application: rings of ours, buffers of its own.
 //!
-//! A [`LentPort`] allocates no packet. The application lends regions of shared memory, and posts and sends buffers that
-//! lie there, by address, length and cookie, on a [`RawQueue`] a pair. The rings are in a small segment of the port.
+//! A [`LentPort`] allocates no packet. The application lends regions of memory, and posts and sends buffers that lie there,
+//! by address, length and cookie, on a [`LentPair`] of rings. The rings are in a small segment of the port. It is a front-end
+//! (`virtio-user`), or drives a virtual function (`vf`).
 //!
-//! It does less than a [`Port`](crate::Port): no thread of its own, no reconnection, no offloads, no mergeable buffers. A
-//! link that is lost stays lost: close the port, and open it anew.
+//! It does less than a [`Port`](crate::Port): no thread of its own, no reconnection, no offloads, no frames in several
+//! buffers. A link that is lost stays lost: close the port, and open it anew.
+
+mod vf;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
@@ -20,7 +23,7 @@ use virtio_ring::{Features, Options, Slot, packed};
 use super::front::file_of;
 use crate::error::{Error, Tried};
 use crate::memory::{MemorySource, Request};
-use crate::queue::{NET_HEADER, RawQueue, RawRing, poll_readable};
+use crate::queue::{Buffer, NET_HEADER, RawQueue, RawRing, poll_readable};
 use crate::spec::{Kind, PortSpec};
 use crate::vhost_user::{FrontendSession, Region, RingSetup};
 
@@ -39,9 +42,17 @@ pub struct LentRegion {
     pub page: usize,
 }
 
-/// A front-end port over lent memory. Dropping it stops the rings: the other side touches the memory no more.
+/// Who is on the other side of a [`LentPort`].
+enum Far {
+    /// A back-end, behind its socket.
+    BackEnd(FrontendSession),
+    /// A device. None once it is gone.
+    Device(Option<vf::Device>),
+}
+
+/// A port over lent memory. Dropping it stops the rings: the other side touches the memory no more.
 pub struct LentPort {
-    session: FrontendSession,
+    far: Far,
     up: bool,
     features: Features,
     mtu: u16,
@@ -51,14 +62,18 @@ pub struct LentPort {
 
 /// A pair of rings of a [`LentPort`], for one thread.
 pub struct LentPair {
-    /// The rings.
-    pub raw: RawQueue,
-    /// Of the receive ring and of the transmit ring.
-    calls: [Arc<OwnedFd>; 2],
+    rings: Rings,
+    /// What is readable when frames have come.
+    event: Arc<OwnedFd>,
     memory: LentMemory,
     open: Arc<AtomicBool>,
     /// Keeps the rings mapped.
     _rings: Arc<Segment>,
+}
+
+enum Rings {
+    Virtio(RawQueue),
+    Device(Box<vf::Rings>),
 }
 
 /// The addresses of all regions that were lent to a port.
@@ -94,16 +109,120 @@ impl LentPair {
         self.open.load(Ordering::Acquire)
     }
 
+    /// Bytes that a buffer to receive into must hold.
+    pub fn least_room(&self) -> u32 {
+        match &self.rings {
+            Rings::Virtio(_) => 1,
+            Rings::Device(rings) => rings.buffer_len(),
+        }
+    }
+
+    /// Whether a device can send a frame of so many bytes: 17 to 9,728. Virtio rings take any but 0.
+    #[inline]
+    pub fn device_takes(len: u32) -> bool {
+        vf::Rings::takes(len)
+    }
+
+    /// Buffers that can be posted now.
+    pub fn rx_free(&self) -> usize {
+        match &self.rings {
+            Rings::Virtio(raw) => raw.rx.free(),
+            Rings::Device(rings) => rings.rx_free(),
+        }
+    }
+
+    /// Frames that can be sent now.
+    pub fn tx_free(&self) -> usize {
+        match &self.rings {
+            Rings::Virtio(raw) => raw.tx.free(),
+            Rings::Device(rings) => rings.tx_free(),
+        }
+    }
+
+    /// Posts buffers to receive into, one descriptor each, while there is room and `buffers` yields, and makes that visible;
+    /// how many. It stops at one that has not [`least_room`](LentPair::least_room).
+    #[inline]
+    pub fn post<B: Buffer>(&mut self, buffers: impl Iterator<Item = B>) -> usize {
+        match &mut self.rings {
+            Rings::Virtio(raw) => {
+                let posted = raw.rx.post(buffers);
+                if posted > 0 {
+                    raw.rx.publish();
+                }
+                posted
+            }
+            Rings::Device(rings) => rings.post(buffers),
+        }
+    }
+
+    /// Sends frames of one segment, while there is room and `frames` yields, and makes that visible; how many, and their
+    /// bytes. On a device it stops at one that that [does not take](LentPair::device_takes).
+    #[inline]
+    pub fn send<B: Buffer>(&mut self, frames: impl Iterator<Item = B>) -> (usize, u64) {
+        match &mut self.rings {
+            Rings::Virtio(raw) => {
+                let (sent, bytes) = raw.tx.send(frames);
+                if sent > 0 {
+                    raw.tx.publish();
+                }
+                (sent, bytes)
+            }
+            Rings::Device(rings) => rings.send(frames),
+        }
+    }
+
+    /// Takes up to `max` buffers that frames have come into: cookie, and bytes of the frame; 0: it was none. How many.
+    #[inline]
+    pub fn receive(&mut self, max: usize, mut each: impl FnMut(u64, u32)) -> usize {
+        match &mut self.rings {
+            Rings::Virtio(raw) => raw.rx.complete(max, |cookie, len| {
+                each(cookie, len.saturating_sub(NET_HEADER as u32));
+            }),
+            Rings::Device(rings) => rings.receive(max, each),
+        }
+    }
+
+    /// Takes the cookies of up to `max` frames that the other side has taken; how many.
+    #[inline]
+    pub fn sent(&mut self, max: usize, mut each: impl FnMut(u64)) -> usize {
+        match &mut self.rings {
+            Rings::Virtio(raw) => raw.tx.complete(max, |cookie, _| each(cookie)),
+            Rings::Device(rings) => rings.sent(max, each),
+        }
+    }
+
+    /// Kicks so far: system calls that told the other side of something.
+    pub fn kicks(&self) -> u64 {
+        match &self.rings {
+            Rings::Virtio(raw) => raw.rx.kicks() + raw.tx.kicks(),
+            Rings::Device(_) => 0,
+        }
+    }
+
+    /// What the other side did wrong, so far.
+    pub fn anomalies(&self) -> u64 {
+        match &self.rings {
+            Rings::Virtio(raw) => raw.rx.anomalies().total() + raw.tx.anomalies().total(),
+            Rings::Device(rings) => rings.anomalies(),
+        }
+    }
+
     /// Asks the other side to notify at the next frame. `true`: frames are there already.
     pub fn arm(&mut self) -> bool {
-        self.raw.rx.set_notify(true)
+        match &mut self.rings {
+            Rings::Virtio(raw) => raw.rx.set_notify(true),
+            Rings::Device(rings) => rings.arm(),
+        }
     }
 
     /// Asks for no more notifications, and takes those that came. `true`: frames are there.
     pub fn disarm(&mut self) -> bool {
         // It does not block; what it says is of no interest.
-        let _ = rustix::io::read(&self.calls[0], &mut [0; 8]);
-        self.raw.rx.set_notify(false)
+        let _ = rustix::io::read(&self.event, &mut [0; 8]);
+        match &mut self.rings {
+            Rings::Virtio(raw) => raw.rx.set_notify(false),
+            Rings::Device(rings) => rings.has_done(),
+        }
     }
 
     /// Sleeps until frames have come or `timeout` is over (`None`: no limit). `true`: frames are there. A link that is lost
@@ -124,14 +243,14 @@ impl LentPair {
 }
 
 impl AsFd for LentPair {
-    /// An eventfd, readable when the other side has notified of frames: see [`RawRing::set_notify`].
+    /// An eventfd, readable when the other side has notified of frames: see [`arm`](LentPair::arm).
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.calls[0].as_fd()
+        self.event.as_fd()
     }
 }
 
 impl LentPort {
-    /// Connects to the back-end at the spec's socket, lends it `regions`, and starts the rings.
+    /// Connects to the back-end at the spec's socket, or opens the spec's device, lends it `regions`, and starts the rings.
     ///
     /// # Errors
     /// [`Error::Region`] for regions that cannot be lent, [`Error::NotGranted`] for keys that such a port does not have,
@@ -140,9 +259,13 @@ impl LentPort {
     /// # Safety
     /// The regions are mapped as they say, from now until the port is dropped.
     pub unsafe fn open(spec: &PortSpec, regions: &[LentRegion], memory: &mut dyn MemorySource) -> Result<Self, Error> {
+        if spec.kind == Kind::Vf {
+            // SAFETY: by the caller.
+            return unsafe { Self::open_vf(spec, crate::vf::hardware(spec)?, regions, memory) };
+        }
         if spec.kind != Kind::VirtioUser || spec.reversed {
             return Err(Error::NotGranted {
-                why: "memory is lent by front-ends that connect: virtio-user without server=1",
+                why: "memory is lent by front-ends that connect, and to devices: virtio-user without server=1, or vf",
             });
         }
         if spec.mrg_rxbuf == Some(true) || !spec.offloads().is_empty() {
@@ -172,7 +295,7 @@ impl LentPort {
         }
         let base = rings.base().as_ptr() as u64;
         let mut setups = Vec::new();
-        for (index, (pair, kicks)) in made.iter().enumerate() {
+        for (index, (_, kicks, calls)) in made.iter().enumerate() {
             for (which, kick) in kicks.iter().enumerate() {
                 let at = base + ((2 * index + which) * layout.block_len()) as u64;
                 let [desc, avail, used] = layout.areas().map(|area| at + area as u64);
@@ -186,7 +309,7 @@ impl LentPort {
                     avail,
                     used,
                     kick: kick.as_fd(),
-                    call: pair.calls[which].as_fd(),
+                    call: calls[which].as_fd(),
                 });
             }
         }
@@ -210,11 +333,11 @@ impl LentPort {
         }
         drop(setups);
         Ok(LentPort {
-            session,
+            far: Far::BackEnd(session),
             up: true,
             features,
             mtu: spec.mtu,
-            pairs: made.into_iter().map(|(pair, _)| Some(pair)).collect(),
+            pairs: made.into_iter().map(|(pair, ..)| Some(pair)).collect(),
             open,
         })
     }
@@ -247,24 +370,34 @@ impl LentPort {
         self.features.bits()
     }
 
-    /// Whether the other side is there: a look at the connection.
+    /// Whether the other side is there: a look at the connection, or at the device. To be called a few times a second on a
+    /// device.
     pub fn link(&mut self) -> bool {
-        if self.up
-            && let Err(error) = self.session.service()
-        {
-            tracing::warn!("link down: {error}");
-            self.up = false;
+        match &mut self.far {
+            Far::BackEnd(session) => {
+                if self.up
+                    && let Err(error) = session.service()
+                {
+                    tracing::warn!("link down: {error}");
+                    self.up = false;
+                }
+                self.up
+            }
+            Far::Device(device) => device.as_mut().is_some_and(vf::Device::link),
         }
-        self.up
     }
 }
 
 impl Drop for LentPort {
     fn drop(&mut self) {
-        if self.up
-            && let Err(error) = self.session.stop()
-        {
-            tracing::debug!("the back-end did not stop its rings: {error}");
+        match &mut self.far {
+            Far::BackEnd(session) if self.up => {
+                if let Err(error) = session.stop() {
+                    tracing::debug!("the back-end did not stop its rings: {error}");
+                }
+            }
+            Far::BackEnd(_) => {}
+            Far::Device(device) => *device = None,
         }
         self.open.store(false, Ordering::Release);
     }
@@ -346,7 +479,9 @@ fn negotiate(spec: &PortSpec, session: &mut FrontendSession) -> Result<Features,
     Ok(wanted & offered)
 }
 
-/// A pair of rings, and their kicks.
+/// A pair of rings, with their kicks and calls.
+type Made = (LentPair, [Arc<OwnedFd>; 2], [Arc<OwnedFd>; 2]);
+
 fn pair(
     index: usize,
     rings: &Arc<Segment>,
@@ -354,7 +489,7 @@ fn pair(
     features: Features,
     memory: &LentMemory,
     open: &Arc<AtomicBool>,
-) -> Result<(LentPair, [Arc<OwnedFd>; 2]), Error> {
+) -> Result<Made, Error> {
     let event = || {
         let flags = EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC;
         eventfd(0, flags).tried("eventfd(2)").map(Arc::new)
@@ -381,11 +516,11 @@ fn pair(
         tx: ring(1)?,
     };
     let pair = LentPair {
-        raw,
-        calls,
+        rings: Rings::Virtio(raw),
+        event: Arc::clone(&calls[0]),
         memory: memory.clone(),
         open: Arc::clone(open),
         _rings: Arc::clone(rings),
     };
-    Ok((pair, kicks))
+    Ok((pair, kicks, calls))
 }

@@ -1,0 +1,263 @@
+//! Lent memory on a virtual function.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use hugemem::Segment as Memory;
+use ixgbevf::{Interrupts, RxOptions, RxQueue, Segment, Setup, Slot, TxOptions, TxQueue, ring_len};
+use virtio_ring::Features;
+
+use super::{Far, LentPair, LentPort, LentRegion, Rings as AnyRings, check};
+use crate::error::{Error, Tried};
+use crate::memory::{MemorySource, Request};
+use crate::queue::Buffer;
+use crate::spec::PortSpec;
+use crate::vf::{Function, Hardware, Health, Reach};
+
+/// What an Ethernet header and an FCS add to an MTU.
+const FRAME: u16 = 18;
+
+type Rx = RxQueue<Reach, Box<[Slot]>>;
+type Tx = TxQueue<Reach, Box<[Slot]>>;
+
+/// The control of the device. Dropping it ends every access of the device's.
+pub(super) struct Device {
+    function: Function,
+    /// It was reset, by its PF, or is wanted back: nothing runs any more.
+    lost: bool,
+    /// Keeps the rings mapped until the device is gone.
+    _rings: Arc<Memory>,
+}
+
+/// A pair of rings.
+pub(super) struct Rings {
+    rx: Rx,
+    tx: Tx,
+    interrupts: Interrupts<Reach>,
+    /// The vector of the receive ring, as its bit.
+    vector: u32,
+}
+
+impl Device {
+    /// Whether the link is up.
+    pub(super) fn link(&mut self) -> bool {
+        if self.lost {
+            return false;
+        }
+        match self.function.service() {
+            Health::Well => {
+                self.function.unmask_mailbox();
+                self.function.link().is_some()
+            }
+            Health::Reset => {
+                self.lost = true;
+                false
+            }
+            Health::Gone(why) => {
+                tracing::error!("{}: {why}: close the port", self.function.name());
+                self.function.stop();
+                self.lost = true;
+                false
+            }
+        }
+    }
+}
+
+impl Rings {
+    pub(super) fn buffer_len(&self) -> u32 {
+        self.rx.buffer_len()
+    }
+
+    pub(super) fn takes(len: u32) -> bool {
+        Tx::takes(len)
+    }
+
+    pub(super) fn rx_free(&self) -> usize {
+        self.rx.free().into()
+    }
+
+    /// One less: for a context.
+    pub(super) fn tx_free(&self) -> usize {
+        usize::from(self.tx.free()).saturating_sub(1)
+    }
+
+    #[inline]
+    pub(super) fn post<B: Buffer>(&mut self, buffers: impl Iterator<Item = B>) -> usize {
+        let least = self.rx.buffer_len();
+        let posted = self.rx.add_each(buffers.map_while(|buffer| {
+            let len = buffer.len();
+            (len >= least).then(|| (segment(&buffer), buffer.cookie()))
+        }));
+        self.rx.publish();
+        posted
+    }
+
+    #[inline]
+    pub(super) fn send<B: Buffer>(&mut self, frames: impl Iterator<Item = B>) -> (usize, u64) {
+        let mut bytes = 0;
+        let sent = self.tx.add_each(frames.map_while(|frame| {
+            if !Tx::takes(frame.len()) || frame.next().is_some() {
+                return None;
+            }
+            bytes += u64::from(frame.len());
+            Some((segment(&frame), frame.cookie()))
+        }));
+        self.tx.publish();
+        (sent, bytes)
+    }
+
+    #[inline]
+    pub(super) fn receive(&mut self, max: usize, mut each: impl FnMut(u64, u32)) -> usize {
+        self.rx.poll_each(max, |received| {
+            // A piece of a frame that one buffer does not hold is none.
+            let len = if received.is_whole() { received.len } else { 0 };
+            each(received.cookie, len);
+        })
+    }
+
+    #[inline]
+    pub(super) fn sent(&mut self, max: usize, each: impl FnMut(u64)) -> usize {
+        self.tx.poll_each(max, each)
+    }
+
+    pub(super) fn arm(&mut self) -> bool {
+        self.interrupts.enable(self.vector);
+        self.has_done()
+    }
+
+    pub(super) fn has_done(&self) -> bool {
+        self.rx.has_done()
+    }
+
+    pub(super) fn anomalies(&self) -> u64 {
+        let seen = self.rx.anomalies();
+        seen.length + seen.short_piece + seen.overlong
+    }
+}
+
+#[inline(always)]
+fn segment<B: Buffer>(buffer: &B) -> Segment {
+    Segment {
+        addr: buffer.address(),
+        len: buffer.len(),
+    }
+}
+
+impl LentPort {
+    /// The same on a device that the caller has: a model of one, for example.
+    ///
+    /// # Errors
+    /// Those of [`open`](LentPort::open).
+    ///
+    /// # Safety
+    /// As for [`open`](LentPort::open).
+    pub unsafe fn open_vf(
+        spec: &PortSpec,
+        hardware: Box<dyn Hardware>,
+        regions: &[LentRegion],
+        memory: &mut dyn MemorySource,
+    ) -> Result<Self, Error> {
+        if spec.csum == Some(true) || spec.vlan_strip {
+            return Err(Error::NotGranted {
+                why: "with lent memory there are no offloads: leave csum=1 and vlan_strip=1 out",
+            });
+        }
+        let mut spec = spec.clone();
+        super::super::place(&crate::vfio::Host::default(), &mut spec)?;
+        let lent = check(regions)?;
+        let each = ring_len(spec.queue_size);
+        let request = Request {
+            len: 2 * usize::from(spec.queues) * each,
+            name: "usernic-rings",
+            numa: spec.numa,
+        };
+        let pause = hardware.pause();
+        let mut function = Function::on(hardware, pause, &spec)?;
+        let rings = Arc::new(memory.allocate(&request)?.segment);
+        let mut pieces = vec![(rings.base().as_ptr() as u64, rings.len() as u64)];
+        pieces.extend(
+            regions
+                .iter()
+                .map(|region| (region.address.as_ptr() as u64, region.len as u64)),
+        );
+        // SAFETY: the regions stay mapped, by the caller; the rings' segment is held by the device, and goes after it.
+        unsafe { function.lend(&pieces) }?;
+        function.set_bus_master(true)?;
+        function.begin(&spec)?;
+        let setup = Setup {
+            max_frame: spec.mtu + FRAME,
+            rx_queues: spec.queues as u8,
+            rss: None,
+        };
+        function.set_up(&setup)?;
+        let open = Arc::new(AtomicBool::new(true));
+        let mut pairs = Vec::new();
+        for index in 0..spec.queues as u8 {
+            let mut made = ring_pair(&function, &spec, index, &rings)?;
+            function.start(Some(&mut made.rx), Some(&mut made.tx))?;
+            pairs.push(Some(LentPair {
+                event: event(&function, index)?,
+                rings: AnyRings::Device(Box::new(made)),
+                memory: lent.clone(),
+                open: Arc::clone(&open),
+                _rings: Arc::clone(&rings),
+            }));
+        }
+        function.unmask_mailbox();
+        Ok(LentPort {
+            far: Far::Device(Some(Device {
+                function,
+                lost: false,
+                _rings: rings,
+            })),
+            up: true,
+            features: Features::empty(),
+            mtu: spec.mtu,
+            pairs,
+            open,
+        })
+    }
+}
+
+fn ring_pair(function: &Function, spec: &PortSpec, index: u8, rings: &Memory) -> Result<Rings, Error> {
+    let size = spec.queue_size;
+    let memory = |which: usize| {
+        let at = (2 * usize::from(index) + which) * ring_len(size);
+        // SAFETY: the segment was asked for with room for all rings.
+        let ptr = unsafe { rings.base().add(at) };
+        // Lent memory is where the device finds it.
+        ixgbevf::Memory {
+            ptr,
+            addr: ptr.as_ptr() as u64,
+        }
+    };
+    let slots = || vec![Slot::default(); usize::from(size)].into_boxed_slice();
+    let options = RxOptions {
+        buffer_len: spec.buffer_size,
+        vlan_strip: false,
+    };
+    let registers = function.registers();
+    // SAFETY: the ring is inside the segment, which the pair and the device keep mapped, and is nobody else's.
+    let rx = unsafe { RxQueue::new(registers.clone(), index, memory(0), size, options, slots()) };
+    let rx = rx.map_err(function.failed("make a receive ring"))?;
+    // SAFETY: as above.
+    let tx = unsafe { TxQueue::new(registers.clone(), index, memory(1), size, TxOptions::default(), slots()) };
+    let tx = tx.map_err(function.failed("make a transmit ring"))?;
+    Ok(Rings {
+        rx,
+        tx,
+        interrupts: Interrupts::new(registers.clone()),
+        vector: 1 << function.vector_of(index),
+    })
+}
+
+fn event(function: &Function, queue: u8) -> Result<Arc<OwnedFd>, Error> {
+    let event = function.event_of(queue).ok_or(Error::NotGranted {
+        why: "the device has no interrupts",
+    })?;
+    event
+        .try_clone()
+        .tried("dup(2) of an interrupt's eventfd")
+        .map(Arc::new)
+}
