@@ -84,7 +84,8 @@ static void usernic_memory_event(enum rte_mem_event event, const void *address, 
 		going_length = length;
 	}
 	pthread_mutex_lock(&dev->lock);
-	if (dev->started && usernic_pmd_share(dev->port) < 0)
+	/* A device keeps the memory while its port is stopped. */
+	if ((dev->started || dev->info.vf) && usernic_pmd_share(dev->port) < 0)
 		USERNIC_LOG(ERR, "%s: DPDK's memory changed, and the other side did not take that: %s\n", dev->name,
 			    usernic_pmd_error());
 	pthread_mutex_unlock(&dev->lock);

@@ -6,11 +6,8 @@ use anyhow::{Context as _, Result, bail, ensure};
 use usernic::{Burst, Checksum};
 
 use crate::Case;
-use crate::frames::{checksums_are_right, frame, ipv4};
+use crate::frames::{capture, checksums_are_right, frame, ipv4};
 use crate::world::{World, flush, from_peer, heard, receive, send, to_peer, until};
-
-/// A small capture that ships with the project.
-const CAPTURE: &[u8] = include_bytes!("../../cli/data/demo.pcap");
 
 /// Starts of a port in `restart`.
 const RESTARTS: usize = 100;
@@ -58,23 +55,6 @@ const fn asking(name: &'static str, shows: &'static str, run: fn(&World) -> Resu
         model: true,
         run,
     }
-}
-
-/// The frames of the capture, readdressed. The device pads what is short, and a tag would be taken for a VLAN's.
-fn capture(to: [u8; 6], from: [u8; 6]) -> Result<Vec<Vec<u8>>> {
-    let mut reader = pcap_file::pcap::PcapReader::new(CAPTURE)?;
-    let mut frames = Vec::new();
-    while let Some(packet) = reader.next_packet() {
-        let mut frame = packet?.data.into_owned();
-        frame.resize(frame.len().max(60), 0);
-        frame[..6].copy_from_slice(&to);
-        frame[6..12].copy_from_slice(&from);
-        if frame.len() <= 1514 && frame[12..14] != [0x81, 0] {
-            frames.push(frame);
-        }
-    }
-    ensure!(frames.len() > 100, "the capture has {} frames", frames.len());
-    Ok(frames)
 }
 
 fn open(world: &World) -> Result<String> {

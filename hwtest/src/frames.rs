@@ -2,6 +2,11 @@
 
 use std::net::Ipv4Addr;
 
+use anyhow::{Result, ensure};
+
+/// A small capture that ships with the project.
+const CAPTURE: &[u8] = include_bytes!("../../cli/data/demo.pcap");
+
 /// A frame that is not IP, of any bytes.
 pub fn frame(to: [u8; 6], from: [u8; 6], len: usize, seed: usize) -> Vec<u8> {
     let mut frame = [&to[..], &from[..], &[0x88, 0xb5]].concat();
@@ -60,4 +65,21 @@ pub fn checksums_are_right(frame: &[u8]) -> bool {
         return false;
     };
     checksum(0, ip) == 0 && checksum(pseudo(ip, len), l4) == 0
+}
+
+/// The frames of the capture, readdressed. The device pads what is short, and a tag would be taken for a VLAN's.
+pub fn capture(to: [u8; 6], from: [u8; 6]) -> Result<Vec<Vec<u8>>> {
+    let mut reader = pcap_file::pcap::PcapReader::new(CAPTURE)?;
+    let mut frames = Vec::new();
+    while let Some(packet) = reader.next_packet() {
+        let mut frame = packet?.data.into_owned();
+        frame.resize(frame.len().max(60), 0);
+        frame[..6].copy_from_slice(&to);
+        frame[6..12].copy_from_slice(&from);
+        if frame.len() <= 1514 && frame[12..14] != [0x81, 0] {
+            frames.push(frame);
+        }
+    }
+    ensure!(frames.len() > 100, "the capture has {} frames", frames.len());
+    Ok(frames)
 }

@@ -1,5 +1,5 @@
-//! The receive side of a queue: mbufs into the ring, frames out of it. What is here for virtio rings is in [`vf`](crate::vf)
-//! for a device's; both take mbufs from a [`Source`] and look at frames with it.
+//! The receive side of a queue: mbufs into the ring, frames out of it. What is here for virtio rings is in `vf`
+//! for a device's; both take mbufs from a `Source` and look at frames with it.
 
 use std::ffi::c_void;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};

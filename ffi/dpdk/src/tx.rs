@@ -1,5 +1,5 @@
 //! The transmit side of a queue: frames into the ring, mbufs back to their pools. What is here for virtio rings is in
-//! [`vf`](crate::vf) for a device's; both give mbufs back by a [`Sink`].
+//! `vf` for a device's; both give mbufs back by a `Sink`.
 
 use std::ffi::c_void;
 use std::ptr::NonNull;

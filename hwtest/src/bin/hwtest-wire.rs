@@ -8,11 +8,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Args, Parser, ValueEnum};
-use hwtest::frames::{checksums_are_right, frame, ipv4};
+use hwtest::frames::{capture, checksums_are_right, frame, ipv4};
 use hwtest::{LIMIT, Peer};
 
 /// Frames that are under way at a time: no ring on the way is shorter.
 const WINDOW: usize = 32;
+
+/// The same of long frames, which must fit the device's packet buffer.
+const LONG_WINDOW: usize = 8;
 
 /// How long silence is listened to.
 const SILENCE: Duration = Duration::from_millis(300);
@@ -24,6 +27,10 @@ enum Kind {
     Plain,
     /// TCP and UDP, every other frame with wrong checksums: all come with right ones.
     Checksums,
+    /// The frames of a capture, readdressed, round and round: with its addresses swapped, each comes as it was.
+    Capture,
+    /// As plain, of 60 to 9014 bytes.
+    Jumbo,
     /// Nothing comes back.
     Lost,
 }
@@ -145,21 +152,31 @@ fn echo(arguments: &Echo) -> Result<String> {
     let to = mac_of(&arguments.to)?;
     let (kind, ours) = (arguments.frames, out.mac());
     let mut bytes = 0;
-    for begin in (0..arguments.count).step_by(WINDOW) {
-        let window = WINDOW.min(arguments.count - begin);
-        let mut missing: BTreeMap<Vec<u8>, usize> = BTreeMap::new();
+    let (captured, expected) = match kind {
+        Kind::Capture => (capture(to, ours)?, capture(ours, to)?),
+        _ => Default::default(),
+    };
+    let under_way = if kind == Kind::Jumbo { LONG_WINDOW } else { WINDOW };
+    for begin in (0..arguments.count).step_by(under_way) {
+        let window = under_way.min(arguments.count - begin);
+        let mut missing: BTreeMap<Vec<u8>, Vec<usize>> = BTreeMap::new();
         for i in begin..begin + window {
             let (sent, wanted) = match kind {
                 Kind::Checksums => checksummed(to, ours, i),
-                Kind::Plain => {
-                    let len = 60 + i * 97 % 1455;
+                Kind::Plain | Kind::Jumbo => {
+                    let most = if kind == Kind::Jumbo { 8955 } else { 1455 };
+                    let len = 60 + i * 97 % most;
                     (frame(to, ours, len, i), frame(ours, to, len, i))
+                }
+                Kind::Capture => {
+                    let at = i % captured.len();
+                    (captured[at].clone(), expected[at].clone())
                 }
                 Kind::Lost => (frame(to, ours, 100, i), Vec::new()),
             };
             out.send(&sent)?;
             bytes += sent.len();
-            missing.insert(wanted, i);
+            missing.entry(wanted).or_default().push(i);
         }
         if kind == Kind::Lost {
             std::thread::sleep(SILENCE);
@@ -168,17 +185,24 @@ fn echo(arguments: &Echo) -> Result<String> {
             continue;
         }
         let end = Instant::now() + LIMIT;
-        while let Some(number) = missing.values().next().copied() {
+        while let Some(number) = missing.values().next().and_then(|numbers| numbers.first()).copied() {
             let Some(got) = back.receive(to)? else {
                 ensure!(
                     Instant::now() < end,
                     "{} of {window} frames did not come back, number {number} among them",
-                    missing.len()
+                    missing.values().map(Vec::len).sum::<usize>()
                 );
                 std::thread::sleep(Duration::from_micros(200));
                 continue;
             };
-            if missing.remove(&got).is_none() {
+            let left = missing.get_mut(&got).and_then(|numbers| {
+                numbers.pop()?;
+                Some(numbers.len())
+            });
+            if left == Some(0) {
+                missing.remove(&got);
+            }
+            if left.is_none() {
                 let right = if checksums_are_right(&got) { "right" } else { "wrong" };
                 bail!(
                     "what came is none of those that are missing ({number} is the first of them): {} bytes, \

@@ -19,7 +19,14 @@ pub const LOADER: &str = "/lib64/ld-linux-x86-64.so.2";
 /// The paths in the output of the loader's `--list`: "libc.so.6 => /x/libc.so.6 (0x...)".
 pub fn listed(list: &str) -> Vec<PathBuf> {
     list.lines()
-        .filter_map(|l| l.split_once(" => ")?.1.split(" (0x").next())
+        // What was named by its path has no arrow.
+        .filter_map(|l| {
+            l.split_once(" => ")
+                .map_or(l.trim(), |(_, path)| path)
+                .split(" (0x")
+                .next()
+        })
+        .filter(|path| path.starts_with('/') && *path != LOADER)
         .map(PathBuf::from)
         .collect()
 }

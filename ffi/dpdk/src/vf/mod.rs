@@ -1,7 +1,8 @@
 //! A port on a virtual function: the device, and its queues while it is started.
 //!
-//! The device reaches DPDK's memory, at the addresses that it has here, while the port is started: mbufs are sent and received
-//! in place, and the rings lie in memory that the C half took from DPDK. When the PF is reset the link goes down; when it is
+//! The device reaches DPDK's memory, at the addresses that it has here, from the first start on: mbufs are sent and received in
+//! place, and the rings lie in memory that the C half took from DPDK. Mapping it takes its time, so that a stop leaves it
+//! mapped; what keeps a stopped device from memory is that it is no bus master. When the PF is reset the link goes down; when it is
 //! there again all begins anew, and the mbufs that were in the rings go back to their pools.
 
 mod rx;
@@ -59,6 +60,8 @@ pub(crate) struct Port {
     running: Option<Running>,
     rss: Option<ixgbevf::Rss>,
     link: Option<Speed>,
+    /// DPDK's memory is mapped for the device, and changes are followed.
+    shared: bool,
     /// The PF was reset, and the queues do not run.
     lost: bool,
     /// Why they do not run again, as the log has it.
@@ -119,6 +122,7 @@ impl Port {
             running: None,
             rss: None,
             link: None,
+            shared: false,
             lost: false,
             trouble: String::new(),
         })
@@ -206,14 +210,7 @@ impl Port {
             // SAFETY: inside the memory, by the plan.
             let blocks = unsafe { at[i].map(|at| memory.add(at)) };
             // SAFETY: as above; the port keeps the pairs until it is stopped.
-            let pair = unsafe { self.pair(index as u8, config, (&rx[i], &tx[i]), blocks) };
-            match pair {
-                Ok(pair) => pairs.push(pair),
-                Err(fault) => {
-                    self.unshare();
-                    return Err(fault);
-                }
-            }
+            pairs.push(unsafe { self.pair(index as u8, config, (&rx[i], &tx[i]), blocks)? });
         }
         for (index, pair) in pairs.iter_mut().enumerate() {
             queues[index] = (&raw mut *pair.queues.0).cast();
@@ -316,6 +313,7 @@ impl Port {
             return Ok(());
         };
         let config = &running.config;
+        function.set_bus_master(true)?;
         function.reset()?;
         let rx_queues = config.rx_pairs.max(1) as u8;
         let own = function.model().has_own_rss() && rx_queues > 1;
@@ -361,7 +359,7 @@ impl Port {
         }
     }
 
-    /// Stops all queues: no mbuf is in one any more, and the device reaches no memory.
+    /// Stops all queues: no mbuf is in one any more, and the device reaches no memory until the next start.
     pub(crate) fn stop(&mut self) {
         if self.running.is_none() {
             return;
@@ -372,8 +370,11 @@ impl Port {
         }
         if let Some(function) = &mut self.function {
             function.stop();
+            // What its queues had under way ends here.
+            if let Err(error) = function.set_bus_master(false) {
+                tracing::warn!("{error}");
+            }
         }
-        self.unshare();
         self.take_down();
         for pair in self.running.take().into_iter().flat_map(|running| running.pairs) {
             let Pair { mut rx, mut tx, .. } = pair;
@@ -414,26 +415,15 @@ impl Port {
             }
         }
         let function = self.function.as_mut().ok_or_else(gone)?;
+        self.shared = true;
         // SAFETY: DPDK's memory is locked during this call, and who changes it comes here before it goes.
         unsafe { function.lend(&pieces) }?;
         Ok(())
     }
 
-    /// The device reaches no memory any more, whatever its queues do.
-    fn unshare(&mut self) {
-        let Some(function) = &mut self.function else { return };
-        let off = function.set_bus_master(false);
-        // SAFETY: nothing is lent.
-        let ended = off.and_then(|()| unsafe { function.lend(&[]) });
-        let on = ended.and_then(|()| function.set_bus_master(true));
-        if let Err(error) = on {
-            tracing::warn!("{error}");
-        }
-    }
-
     /// Shares DPDK's memory as it is now.
     pub(crate) fn share(&mut self) -> Outcome<()> {
-        if self.running.is_none() || self.function.is_none() {
+        if !self.shared || self.function.is_none() {
             return Ok(());
         }
         self.share_all()

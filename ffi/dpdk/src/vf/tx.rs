@@ -203,7 +203,9 @@ impl Tx {
         match ring.add(&segments[..n], &wanted(&said), mbuf.cookie()) {
             Ok(()) => {
                 self.sink.took(mbuf, n);
-                Some(mbuf.pkt_len().into())
+                // As it goes out: with the tag that the device inserts.
+                let tag = if said.what & offload::VLAN != 0 { 4 } else { 0 };
+                Some(u64::from(mbuf.pkt_len()) + tag)
             }
             Err(ixgbevf::Error::Full) if n + 1 < usize::from(ring.size()) => None,
             Err(error) => {

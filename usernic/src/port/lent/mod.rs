@@ -73,7 +73,7 @@ pub struct LentPair {
 
 enum Rings {
     Virtio(RawQueue),
-    Device(Box<vf::Rings>),
+    Device(vf::Rings),
 }
 
 /// The addresses of all regions that were lent to a port.

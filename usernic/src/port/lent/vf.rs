@@ -198,7 +198,7 @@ impl LentPort {
             function.start(Some(&mut made.rx), Some(&mut made.tx))?;
             pairs.push(Some(LentPair {
                 event: event(&function, index)?,
-                rings: AnyRings::Device(Box::new(made)),
+                rings: AnyRings::Device(made),
                 memory: lent.clone(),
                 open: Arc::clone(&open),
                 _rings: Arc::clone(&rings),

@@ -21,7 +21,7 @@ use crate::plugin;
 use crate::plugin::sdk::Dpdk;
 
 /// What building the plugin takes.
-const BUILD: [Need; 2] = [Need::Tool("gcc"), Need::Tool("pkg-config")];
+pub const BUILD: [Need; 2] = [Need::Tool("gcc"), Need::Tool("pkg-config")];
 
 /// mbufs of a pool in which each holds a whole frame.
 const JUMBO: u32 = 16384;
@@ -38,7 +38,7 @@ pub fn cases() -> Vec<Case> {
 }
 
 /// The plugin, built once a run.
-fn plugin(ctx: &Ctx) -> Result<PathBuf> {
+pub fn plugin(ctx: &Ctx) -> Result<PathBuf> {
     let out = ctx.scratch.subdir("plugin")?;
     let file = out.join(plugin::NAME);
     if file.is_file() {

@@ -1,8 +1,11 @@
-//! The model of the virtual function (`vf-model`) in the hands of DPDK's own net_ixgbe: testpmd in a guest has one function
-//! through vfio-pci and sends back what comes from the other one, which Linux's ixgbevf has.
+//! testpmd in a guest has one function of the model (`vf-model`) through vfio-pci, and sends back what comes from the other
+//! one, which Linux's ixgbevf has: by DPDK's own net_ixgbe, which shows that the model is true, and by our plugin
+//! ([`plugin`]).
 //!
 //! What testpmd dislikes here is the model's mistake; what the model notices is asserted beside it. No frame may be lost, and
 //! the model does nothing for that which hardware would not do (`hold` is off): the frames under way fit the rings.
+
+mod plugin;
 
 use std::path::PathBuf;
 
@@ -36,20 +39,58 @@ pub fn cases() -> Vec<Case> {
             run(ctx).map(Outcome::Passed)
         })
     };
-    vec![
+    let mut cases = vec![
         case("82599", |ctx| forwards(ctx, Kind::I82599, 12)),
         case("x550", |ctx| forwards(ctx, Kind::X550, 2)),
         case("x550-malicious-driver-detection", detected),
-    ]
+    ];
+    cases.extend(plugin::cases());
+    cases
+}
+
+/// Whose driver testpmd has.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Driver {
+    Ixgbe,
+    Ours,
+}
+
+impl Driver {
+    /// How the device is named, and what else testpmd is told. It waits nine seconds for links when it stops a port, which are
+    /// up then with net_ixgbe.
+    fn arguments(self, kind: Kind) -> [&'static str; 2] {
+        match (self, kind) {
+            (Driver::Ixgbe, _) => ["-a $VF", ""],
+            (Driver::Ours, Kind::X550) => [
+                "--no-pci --vdev=net_usernic0,vf=$VF,queues=2",
+                "--disable-link-check --rxq=2 --txq=2 --max-pkt-len=9018 --enable-scatter --tx-offloads=0x8000",
+            ],
+            (Driver::Ours, _) => [
+                "--no-pci --vdev=net_usernic0,vf=$VF",
+                "--disable-link-check --max-pkt-len=9018 --enable-scatter --tx-offloads=0x8000",
+            ],
+        }
+    }
+
+    /// As testpmd shows it.
+    fn name(self) -> &'static str {
+        match self {
+            Driver::Ixgbe => "net_ixgbe_vf",
+            Driver::Ours => "net_usernic",
+        }
+    }
 }
 
 /// What testpmd loads by name beside what it is linked with, in the version that it is linked with: none if it is linked
 /// statically.
-fn drivers(linked: &[String]) -> Vec<String> {
+fn drivers(linked: &[String], driver: Driver) -> Vec<String> {
     let version = linked.iter().find_map(|name| name.strip_prefix("librte_mempool.so"));
-    let drivers = ["librte_mempool_ring.so", "librte_net_ixgbe.so", "librte_bus_pci.so"];
+    let drivers: &[&str] = match driver {
+        Driver::Ixgbe => &["librte_mempool_ring.so", "librte_net_ixgbe.so", "librte_bus_pci.so"],
+        Driver::Ours => &["librte_mempool_ring.so", "librte_bus_vdev.so"],
+    };
     version
-        .map(|version| drivers.map(|name| format!("{name}{version}")).to_vec())
+        .map(|version| drivers.iter().map(|name| format!("{name}{version}")).collect())
         .unwrap_or_default()
 }
 
@@ -62,7 +103,7 @@ pub fn lacking(program: Option<&Program>) -> Option<String> {
         Ok(linked) => names(&linked),
         Err(error) => return Some(format!("{error:#}")),
     };
-    let wanted = drivers(&linked);
+    let wanted = drivers(&linked, Driver::Ixgbe);
     let wanted: Vec<&str> = wanted.iter().map(String::as_str).collect();
     let there = names(&program.linked(&wanted).ok()?);
     let missing = wanted.into_iter().find(|name| !there.iter().any(|n| n == name));
@@ -90,24 +131,33 @@ fn line_buffering() -> Result<PathBuf> {
 }
 
 /// testpmd and all that it loads.
-fn testpmd(ctx: &Ctx, root: &mut Initramfs) -> Result<()> {
+fn testpmd(ctx: &Ctx, root: &mut Initramfs, driver: Driver) -> Result<()> {
     let program = ctx.found.testpmd.as_ref().context("no testpmd")?;
-    let wanted = drivers(&names(&program.linked(&[])?));
+    let mut loads = drivers(&names(&program.linked(&[])?), driver);
     // pthread_exit(3) loads it.
-    let more: Vec<&str> = wanted.iter().map(String::as_str).chain(["libgcc_s.so.1"]).collect();
+    let mut more: Vec<String> = loads.iter().cloned().chain(["libgcc_s.so.1".to_owned()]).collect();
+    if driver == Driver::Ours {
+        let plugin = super::pmd::plugin(ctx)?;
+        more.push(plugin.to_string_lossy().into_owned());
+        loads.push(crate::plugin::NAME.to_owned());
+    }
+    let more: Vec<&str> = more.iter().map(String::as_str).collect();
     root.host_program(program, &more)?;
     root.file("usr/lib/libstdbuf.so", 0o755, &std::fs::read(line_buffering()?)?)?;
-    let loads: String = wanted.iter().map(|name| format!(" -d {name}")).collect();
+    let loads: String = loads.iter().map(|name| format!(" -d {name}")).collect();
     root.file("etc/dpdk-drivers", 0o644, loads.as_bytes())?;
     root.file("usr/bin/pmd", 0o755, include_bytes!("pmd.sh"))
 }
 
-fn wiring(kind: Kind, detection: bool) -> Wiring {
+fn wiring(kind: Kind, detection: bool, driver: Driver) -> Wiring {
     Wiring {
         hold: false,
         detection,
         no_posted_writes: true,
-        more: testpmd,
+        more: match driver {
+            Driver::Ixgbe => |ctx, root| testpmd(ctx, root, Driver::Ixgbe),
+            Driver::Ours => |ctx, root| testpmd(ctx, root, Driver::Ours),
+        },
         ..Wiring::plain(kind)
     }
 }
@@ -115,6 +165,8 @@ fn wiring(kind: Kind, detection: bool) -> Wiring {
 /// A guest in which testpmd has the second function.
 struct Forwarder {
     stage: Stage,
+    driver: Driver,
+    kind: Kind,
     /// DPDK's release.
     version: (u32, u32),
     /// The function's address.
@@ -124,8 +176,9 @@ struct Forwarder {
 }
 
 impl Forwarder {
-    fn start(ctx: &Ctx, kind: Kind, detection: bool) -> Result<Self> {
-        let mut stage = Stage::start(ctx, &ctx.dir, &wiring(kind, detection))?;
+    fn start(ctx: &Ctx, kind: Kind, detection: bool, driver: Driver) -> Result<Self> {
+        let mut stage = Stage::start(ctx, &ctx.dir, &wiring(kind, detection, driver))?;
+        let [device, more] = driver.arguments(kind);
         let script = "set -e
 mkdir -p /dev/hugepages /var/run
 mount -t hugetlbfs none /dev/hugepages
@@ -133,7 +186,7 @@ echo 40 >/proc/sys/vm/nr_hugepages
 mkfifo /tmp/testpmd.in
 >/tmp/testpmd.out
 sleep 100000 >/tmp/testpmd.in &
-_STDBUF_O=L LD_PRELOAD=libstdbuf.so dpdk-testpmd -l 0,1 -v -a $VF $(cat /etc/dpdk-drivers) --no-telemetry -- -i \
+_STDBUF_O=L LD_PRELOAD=libstdbuf.so dpdk-testpmd -l 0,1 -v DEVICE $(cat /etc/dpdk-drivers) --no-telemetry -- -i MORE \
     --total-num-mbufs=4096 --port-topology=loop --no-lsc-interrupt --enable-rx-cksum \
     --eth-peer=0,$(cat /sys/class/net/eth0/address) </tmp/testpmd.in >/tmp/testpmd.out 2>&1 &
 for i in $(seq 600); do
@@ -143,10 +196,13 @@ for i in $(seq 600); do
 done
 cat /tmp/testpmd.out
 kill -0 $!";
-        let said = stage.script("testpmd", script)?;
+        let script = script.replace("DEVICE", device).replace("MORE", more);
+        let said = stage.script("testpmd", &script)?;
         let version = release(&said).with_context(|| format!("testpmd does not say which DPDK it is:\n{said}"))?;
         let mut forwarder = Forwarder {
             stage,
+            driver,
+            kind,
             version,
             mac: String::new(),
             sent_before: 0,
@@ -160,7 +216,10 @@ kill -0 $!";
     fn link(&mut self, kind: Kind) -> Result<()> {
         let info = self.pmd(&["show port info 0"])?;
         let value = |label: &str| info.lines().find_map(|line| line.strip_prefix(label)).map(str::trim);
-        ensure!(value("Driver name:") == Some("net_ixgbe_vf"), "another driver:\n{info}");
+        ensure!(
+            value("Driver name:") == Some(self.driver.name()),
+            "another driver:\n{info}"
+        );
         ensure!(
             value("Link status:") == Some("up") && value("Link speed:") == Some("10 Gbps"),
             "no link of 10 Gb/s:\n{info}"
@@ -229,7 +288,7 @@ kill -0 $!";
     /// That DPDK did nothing that the model holds to be wrong, but what DPDK of this version is known for; that no access
     /// went astray, no queue was stopped and nothing was lost.
     fn flawless(&mut self) -> Result<()> {
-        let contexts = self.version >= WITH_CONTEXTS;
+        let contexts = self.driver == Driver::Ours || self.version >= WITH_CONTEXTS;
         let sent_before = self.sent_before;
         self.look(|nic| {
             for vf in [LINUX, DPDK] {
@@ -325,7 +384,7 @@ fn difference(before: Offloads, after: Offloads) -> Offloads {
 }
 
 fn forwards(ctx: &Ctx, kind: Kind, starts: usize) -> Result<String> {
-    let mut forwarder = Forwarder::start(ctx, kind, false)?;
+    let mut forwarder = Forwarder::start(ctx, kind, false, Driver::Ixgbe)?;
     // Without offloads, which DPDK's vectors do.
     let (done, _) = forwarder.step("macswap", "plain", ["eth0"; 2], "")?;
     ensure!(done == Offloads::default(), "nobody asked for {done:?}");
@@ -354,7 +413,12 @@ fn checksums(forwarder: &mut Forwarder) -> Result<()> {
     forwarder.configure(&on)?;
     let (done, summary) = forwarder.step("csum", "checksums", ["eth0"; 2], "")?;
     let wrong = FRAMES as u64 / 2;
-    for label in ["Bad-ipcsum:", "Bad-l4csum:"] {
+    // What an 82599 calls wrong of UDP may have no checksum at all (erratum 44), so that our driver does not repeat it.
+    let timid = forwarder.driver == Driver::Ours && forwarder.kind == Kind::I82599;
+    for (label, wrong) in [
+        ("Bad-ipcsum:", wrong),
+        ("Bad-l4csum:", if timid { wrong / 2 } else { wrong }),
+    ] {
         let noticed = number(&summary, label);
         ensure!(noticed == Some(wrong), "{wrong} frames had wrong checksums:\n{summary}");
     }
@@ -405,7 +469,7 @@ fn tags(forwarder: &mut Forwarder) -> Result<()> {
 /// A PF that stops queues which send without a context: before 25.07 DPDK sends nothing there, as its documentation says
 /// ("DPDK VF will not work"); from then on it does not notice.
 fn detected(ctx: &Ctx) -> Result<String> {
-    let mut forwarder = Forwarder::start(ctx, Kind::X550, true)?;
+    let mut forwarder = Forwarder::start(ctx, Kind::X550, true, Driver::Ixgbe)?;
     let (year, month) = forwarder.version;
     if forwarder.version >= WITH_CONTEXTS {
         forwarder.step("macswap", "plain", ["eth0"; 2], "")?;
@@ -459,7 +523,7 @@ mod tests {
     #[test]
     fn drivers_are_of_the_version_that_is_linked() {
         let linked = ["libc.so.6", "librte_mempool.so.23"].map(str::to_owned);
-        assert_eq!(drivers(&linked)[0], "librte_mempool_ring.so.23");
-        assert!(drivers(&linked[..1]).is_empty());
+        assert_eq!(drivers(&linked, Driver::Ixgbe)[0], "librte_mempool_ring.so.23");
+        assert!(drivers(&linked[..1], Driver::Ours).is_empty());
     }
 }
