@@ -150,7 +150,13 @@ fn steps(vm: &mut Vm, model: &Arc<Model>, kind: Kind) -> Result<String> {
     pings(vm).context("after a reset of the PF")?;
 
     groups(vm, model)?;
-    modes(vm, model, kind)?;
+    // The PF of an X540 answers as that of an X550, and each mode costs a reset.
+    let modes = if kind == Kind::X540 {
+        ""
+    } else {
+        modes(vm, model, kind)?;
+        "receive modes, "
+    };
     let oddities = vm.ok(
         "kernel log",
         "dmesg | grep -E 'BUG:|WARNING:|DMAR:.*fault|Hang|timed out' || true",
@@ -162,7 +168,7 @@ fn steps(vm: &mut Vm, model: &Arc<Model>, kind: Kind) -> Result<String> {
         ensure!(faults.is_empty(), "VF {vf}: {faults:?}");
     }
     Ok(format!(
-        "TCP with TSO at {speed:.0} Mb/s, 1000 of 1000 pings, jumbo frames, VLAN, groups, receive modes, link changes, \
+        "TCP with TSO at {speed:.0} Mb/s, 1000 of 1000 pings, jumbo frames, VLAN, groups, {modes}link changes, \
          a reset of the PF"
     ))
 }
