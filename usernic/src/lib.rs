@@ -2,7 +2,7 @@
 //!
 //! A process drives its own port: no kernel in the data path, no capability, no privilege. The other side is a virtual
 //! switch in user space (OVS-DPDK, VPP, or the [`switch`] of this crate) that shares virtio rings with us, set up over a
-//! vhost-user socket.
+//! vhost-user socket; or a virtual function of a network card ([`vf`]), behind VFIO.
 //!
 //! # The layers
 //!

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use hugemem::Segment;
 use hugemem::guard::Registration;
-use ixgbevf::{Interrupts, Memory, RxOptions, RxQueue, Setup, Slot, Speed, TxOptions, TxQueue, ring_len};
+use ixgbevf::{Memory, RxOptions, Setup, Speed, ring_len};
 use rustix::event::epoll;
 
 use self::plan::Plan;
@@ -23,19 +23,16 @@ use crate::gate::{self, ControlSide};
 use crate::memory::{MemorySource, Request};
 use crate::packet::{Marks, expect_asking};
 use crate::pool::{self, Cache, Pool};
-use crate::queue::{Parts, Side, VfPair, VfRings};
+use crate::queue::{Parts, Side, VfPair};
 use crate::spec::PortSpec;
 use crate::stats::DeviceStats;
-use crate::vf::{Function, Hardware, Health, Mapped, WANTED_BACK};
+use crate::vf::{Function, Hardware, Health, Mapped, WANTED_BACK, frame_of};
 
 /// First and longest wait before a function whose PF was reset is tried again.
 const RETRY: [Duration; 2] = [Duration::from_millis(20), Duration::from_secs(1)];
 
 /// Between two looks at link, counters and memory. Counters may not be left alone for more than 288 s.
 const LOOK: Duration = Duration::from_secs(1);
-
-/// What an Ethernet header and an FCS add to an MTU. A VLAN tag does not count.
-const FRAME: u16 = 18;
 
 /// What the control thread owns. Closing it goes from the device to the memory, so the fields are in no particular order.
 struct Control {
@@ -154,7 +151,6 @@ impl Control {
         for fd in function.events() {
             watch(&self.events, fd)?;
         }
-        let registers = function.registers();
         let spec = &self.inner.spec;
         let takes = Marks::device(spec.csum != Some(false), spec.tso);
         if spec.vlan_strip {
@@ -170,35 +166,14 @@ impl Control {
                     addr: (ptr.as_ptr() as u64).wrapping_add(bias),
                 }
             };
-            let slots = || vec![Slot::default(); usize::from(spec.queue_size)].into_boxed_slice();
             let options = RxOptions {
                 buffer_len: spec.buffer_size,
                 vlan_strip: spec.vlan_strip,
             };
             let number = index as u8;
-            let size = spec.queue_size;
-            // SAFETY: the ring is inside the segment, which stays mapped while the pair lives (it holds an Arc), and is
-            // nobody else's: each queue has its own. The device finds it at the same bytes.
-            let rx = unsafe { RxQueue::new(registers.clone(), number, memory(0), size, options, slots()) };
-            let rx = rx.map_err(function.failed("make a receive ring"))?;
-            // SAFETY: as above.
-            let tx = unsafe {
-                TxQueue::new(
-                    registers.clone(),
-                    number,
-                    memory(1),
-                    size,
-                    TxOptions::default(),
-                    slots(),
-                )
-            };
-            let tx = tx.map_err(function.failed("make a transmit ring"))?;
-            let rings = VfRings {
-                rx,
-                tx,
-                interrupts: Interrupts::new(registers.clone()),
-                vector: 1 << function.vector_of(number),
-            };
+            // SAFETY: the rings are inside the segment, which stays mapped while the pair lives (it holds an Arc), and are
+            // nobody else's: each queue has its own. The device finds them at the same bytes.
+            let rings = unsafe { function.rings(number, [memory(0), memory(1)], [spec.queue_size; 2], options) }?;
             let (data, gate) = gate::pair(VfPair::new(rings, Arc::clone(segment), takes));
             let epoll = self.inner.epoll_of(index.into())?;
             if let Some(event) = function.event_of(number) {
@@ -234,7 +209,7 @@ impl Control {
         // What the old rings held is for the application's threads, not for this one to keep.
         pool::flush_this_thread();
         let setup = Setup {
-            max_frame: self.mtu + FRAME,
+            max_frame: frame_of(self.mtu),
             rx_queues: self.pairs.len() as u8,
             rss: None,
         };
@@ -410,7 +385,7 @@ impl Control {
                 Ok(())
             }
             Wish::Vf(VfWish::Mtu(mtu)) => {
-                self.function()?.set_max_frame(mtu + FRAME)?;
+                self.function()?.set_max_frame(frame_of(mtu))?;
                 self.mtu = mtu;
                 self.inner.set_mtu(mtu);
                 Ok(())

@@ -15,7 +15,7 @@ use super::raw::{LONG_HEADER as LONG, NET_HEADER};
 use crate::copy::{copy, prefetch, prefetch_write};
 use crate::filter::Filter;
 use crate::offload::Hasher;
-use crate::packet::{Burst, Handled, Marks, Packet, asked, emit_header, handle};
+use crate::packet::{Burst, Marks, Packet, asked, emit_header};
 use crate::pool::{self, Cache, Meta};
 use crate::regions::Regions;
 use crate::stats::Counters;
@@ -140,6 +140,23 @@ enum Fit {
     Sent,
     NoRoom,
     Never,
+}
+
+impl super::Asking for BackPair {
+    fn send_offloads(&mut self, cache: &mut Cache, burst: &mut Burst, counters: &Counters) -> (usize, bool) {
+        match self.long {
+            true => self.send_long(cache, burst, counters),
+            false => self.send::<true, NET_HEADER>(cache, burst, counters),
+        }
+    }
+
+    fn flush(&mut self, cache: &mut Cache, counters: &Counters) -> bool {
+        BackPair::flush(self, cache, counters)
+    }
+
+    fn cut(&mut self) -> &mut Burst {
+        &mut self.cut
+    }
 }
 
 impl BackPair {
@@ -300,36 +317,11 @@ impl BackPair {
         if !asked() && self.admits.is_none() && !self.long {
             return self.send::<false, NET_HEADER>(cache, burst, counters).0;
         }
-        let mut sent = 0;
         if !self.flush(cache, counters) {
-            return sent;
+            return 0;
         }
-        sent += self.admit(burst, counters);
-        loop {
-            let (n, beyond) = match self.long {
-                true => self.send_long(cache, burst, counters),
-                false => self.send::<true, NET_HEADER>(cache, burst, counters),
-            };
-            sent += n;
-            if !beyond {
-                return sent;
-            }
-            match handle(&mut burst[0], cache, &mut self.cut) {
-                Handled::Ready => {}
-                Handled::NoBuffers => return sent,
-                Handled::Never => {
-                    counters.tx_errors.add(1);
-                    burst.remove(0);
-                }
-                Handled::Cut => {
-                    sent += 1;
-                    burst.remove(0);
-                    if !self.flush(cache, counters) {
-                        return sent;
-                    }
-                }
-            }
-        }
+        let sent = self.admit(burst, counters);
+        sent + super::send_asking(self, cache, burst, counters)
     }
 
     /// Drops what the front-end does not let in; how many.

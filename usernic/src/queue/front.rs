@@ -10,7 +10,7 @@ use virtio_ring::net::Header;
 use super::raw::{Buffer, LONG_HEADER, NET_HEADER, RawQueue, num_buffers};
 use crate::copy::{copy, prefetch, prefetch_write};
 use crate::filter::Filter;
-use crate::packet::{Burst, Handled, Marks, Packet, asked, emit_header, handle};
+use crate::packet::{Burst, Marks, Packet, asked, emit_header};
 use crate::pool::{self, BULK, Cache, HEADROOM, Meta};
 use crate::stats::Counters;
 
@@ -513,12 +513,12 @@ impl Pair {
                 return 0;
             }
             if self.long {
-                return self.send_asking(cache, burst, counters);
+                return super::send_asking(self, cache, burst, counters);
             }
         }
         // Once a burst: where nobody ever asked for anything, nobody pays for that.
         if asked() {
-            return self.send_asking(cache, burst, counters);
+            return super::send_asking(self, cache, burst, counters);
         }
         self.send::<false>(cache, burst, counters).0
     }
@@ -597,33 +597,6 @@ impl Pair {
             counters.tx_bytes.add(bytes);
         }
         (sent, beyond)
-    }
-
-    /// Sends packets that may ask for something. What the other side does not do is done here.
-    #[inline(never)]
-    fn send_asking(&mut self, cache: &mut Cache, burst: &mut Burst, counters: &Counters) -> usize {
-        let (mut sent, mut beyond) = self.send::<true>(cache, burst, counters);
-        while beyond {
-            match handle(&mut burst[0], cache, &mut self.cut) {
-                Handled::Ready => {}
-                Handled::NoBuffers => break,
-                Handled::Never => {
-                    counters.tx_errors.add(1);
-                    burst.remove(0);
-                }
-                Handled::Cut => {
-                    sent += 1;
-                    burst.remove(0);
-                    if !self.flush(cache, counters) {
-                        break;
-                    }
-                }
-            }
-            let (n, more) = self.send::<true>(cache, burst, counters);
-            sent += n;
-            beyond = more;
-        }
-        sent
     }
 
     /// Sends what packets were cut into; whether nothing of that is left.
@@ -709,6 +682,20 @@ impl Pair {
         }
         self.raw.rx.set_notify(false);
         self.raw.tx.set_notify(false);
+    }
+}
+
+impl super::Asking for Pair {
+    fn send_offloads(&mut self, cache: &mut Cache, burst: &mut Burst, counters: &Counters) -> (usize, bool) {
+        self.send::<true>(cache, burst, counters)
+    }
+
+    fn flush(&mut self, cache: &mut Cache, counters: &Counters) -> bool {
+        Pair::flush(self, cache, counters)
+    }
+
+    fn cut(&mut self) -> &mut Burst {
+        &mut self.cut
     }
 }
 

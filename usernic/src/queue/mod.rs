@@ -17,15 +17,55 @@ pub(crate) use back::{BackPair, BackRing};
 pub(crate) use front::{Offloads, Pair as FrontPair};
 pub use raw::{Buffer, MAX_SEGMENTS, RawQueue, RawRing, TooManySegments};
 pub(crate) use raw::{LONG_HEADER, NET_HEADER};
-pub(crate) use vf::{Pair as VfPair, Rings as VfRings};
+pub(crate) use vf::Pair as VfPair;
 
 use crate::copy::prefetch_write;
 use crate::filter::Filter;
 use crate::gate::DataSide;
-use crate::packet::{Burst, Packet};
+use crate::packet::{Burst, Handled, Packet, handle};
 use crate::pool::{self, BULK, Cache};
 use crate::port::Shelf;
 use crate::stats::{Counters, Stats};
+
+/// A sending side whose other side may not do all that packets ask for.
+trait Asking {
+    /// Sends what it can, packets that ask for something among it; how many, and whether the next one asks for what the other
+    /// side does not do.
+    fn send_offloads(&mut self, cache: &mut Cache, burst: &mut Burst, counters: &Counters) -> (usize, bool);
+
+    /// Sends what packets were cut into; whether nothing of that is left.
+    fn flush(&mut self, cache: &mut Cache, counters: &Counters) -> bool;
+
+    /// What a packet was cut into.
+    fn cut(&mut self) -> &mut Burst;
+}
+
+/// Sends packets that may ask for something. What the other side does not do is done here.
+#[inline(never)]
+fn send_asking(side: &mut impl Asking, cache: &mut Cache, burst: &mut Burst, counters: &Counters) -> usize {
+    let (mut sent, mut beyond) = side.send_offloads(cache, burst, counters);
+    while beyond {
+        match handle(&mut burst[0], cache, side.cut()) {
+            Handled::Ready => {}
+            Handled::NoBuffers => break,
+            Handled::Never => {
+                counters.tx_errors.add(1);
+                burst.remove(0);
+            }
+            Handled::Cut => {
+                sent += 1;
+                burst.remove(0);
+                if !side.flush(cache, counters) {
+                    break;
+                }
+            }
+        }
+        let (n, more) = side.send_offloads(cache, burst, counters);
+        sent += n;
+        beyond = more;
+    }
+    sent
+}
 
 /// A queue pair of a port, driven by the thread that holds it. Taken by [`Port::queue`](crate::Port::queue); dropping it
 /// puts it back there.

@@ -4,28 +4,16 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use hugemem::Segment as Memory;
-use ixgbevf::{
-    HashType, Interrupts, L4, MAX_SEGMENTS, MIN_FRAME, Offload, Received, RxQueue, Segment, Segmentation, Slot, Status,
-    TxQueue,
-};
+use ixgbevf::{HashType, L4, MAX_SEGMENTS, MIN_FRAME, Offload, Received, Segment, Segmentation, Status};
 
 use virtio_ring::net::HashReport;
 
 use crate::filter::Filter;
 use crate::offload::headers::{Network, Transport};
-use crate::packet::{Burst, Handled, Marks, Packet, asked, handle};
+use crate::packet::{Burst, Marks, Packet, asked};
 use crate::pool::{self, BULK, Cache, Meta};
 use crate::stats::Counters;
-use crate::vf::Reach;
-
-/// The two rings, and the interrupt that wakes who waits for them.
-pub(crate) struct Rings {
-    pub(crate) rx: RxQueue<Reach, Box<[Slot]>>,
-    pub(crate) tx: TxQueue<Reach, Box<[Slot]>>,
-    pub(crate) interrupts: Interrupts<Reach>,
-    /// The vector of the receive ring, as its bit.
-    pub(crate) vector: u32,
-}
+use crate::vf::{Rings, Tx, anomalies};
 
 /// The pair: what the gate is around.
 pub(crate) struct Pair {
@@ -334,7 +322,7 @@ impl Pair {
         }
         // Once a burst: where nobody ever asked for anything, nobody pays for that.
         if asked() {
-            return self.send_asking(cache, burst, counters);
+            return super::send_asking(self, cache, burst, counters);
         }
         self.send::<false>(cache, burst, counters).0
     }
@@ -365,10 +353,7 @@ impl Pair {
             let tx = &mut rings.tx;
             sent += tx.add_each(burst[sent..].iter().map_while(|packet| {
                 let meta = packet.meta();
-                if meta.next.is_some()
-                    || !TxQueue::<Reach, Box<[Slot]>>::takes(meta.len)
-                    || OFFLOADS && meta.marks.has(Marks::ASKED)
-                {
+                if meta.next.is_some() || !Tx::takes(meta.len) || OFFLOADS && meta.marks.has(Marks::ASKED) {
                     return None;
                 }
                 bytes += u64::from(meta.len);
@@ -411,33 +396,6 @@ impl Pair {
             counters.tx_bytes.add(bytes);
         }
         (sent, beyond)
-    }
-
-    /// Sends packets that may ask for something. What the device does not do is done here.
-    #[inline(never)]
-    fn send_asking(&mut self, cache: &mut Cache, burst: &mut Burst, counters: &Counters) -> usize {
-        let (mut sent, mut beyond) = self.send::<true>(cache, burst, counters);
-        while beyond {
-            match handle(&mut burst[0], cache, &mut self.cut) {
-                Handled::Ready => {}
-                Handled::NoBuffers => break,
-                Handled::Never => {
-                    counters.tx_errors.add(1);
-                    burst.remove(0);
-                }
-                Handled::Cut => {
-                    sent += 1;
-                    burst.remove(0);
-                    if !self.flush(cache, counters) {
-                        break;
-                    }
-                }
-            }
-            let (n, more) = self.send::<true>(cache, burst, counters);
-            sent += n;
-            beyond = more;
-        }
-        sent
     }
 
     /// Sends what packets were cut into; whether nothing of that is left.
@@ -494,10 +452,7 @@ impl Pair {
     }
 
     fn seen(&self) -> u64 {
-        self.rings.as_ref().map_or(0, |rings| {
-            let anomalies = rings.rx.anomalies();
-            anomalies.length + anomalies.short_piece + anomalies.overlong
-        })
+        self.rings.as_ref().map_or(0, |rings| anomalies(&rings.rx))
     }
 
     /// Takes every buffer back from the rings, which begin anew: the device does not use them any more.
@@ -523,9 +478,23 @@ impl Pair {
     }
 }
 
+impl super::Asking for Pair {
+    fn send_offloads(&mut self, cache: &mut Cache, burst: &mut Burst, counters: &Counters) -> (usize, bool) {
+        self.send::<true>(cache, burst, counters)
+    }
+
+    fn flush(&mut self, cache: &mut Cache, counters: &Counters) -> bool {
+        Pair::flush(self, cache, counters)
+    }
+
+    fn cut(&mut self) -> &mut Burst {
+        &mut self.cut
+    }
+}
+
 /// Posts a frame of several segments, or one that asks for what the device does.
 #[inline(never)]
-fn send_one(tx: &mut TxQueue<Reach, Box<[Slot]>>, packet: &mut Packet) -> Sent {
+fn send_one(tx: &mut Tx, packet: &mut Packet) -> Sent {
     let mut segments = [Segment { addr: 0, len: 0 }; MAX_SEGMENTS];
     let mut n = 0;
     let mut next = Some(packet.meta_ptr());

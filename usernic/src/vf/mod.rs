@@ -6,6 +6,7 @@
 
 mod filter;
 mod function;
+mod rings;
 
 use std::any::Any;
 use std::fmt;
@@ -19,8 +20,14 @@ pub use ixgbevf::{BAR_LEN, Registers};
 pub use function::WANTED_BACK;
 pub(crate) use function::hardware;
 pub use function::{Function, Health, Pause};
+pub use rings::{Rings, Rx, Tx, anomalies};
 
 use crate::vfio::{Access, Bar, Device, Error, Mapping, Placement};
+
+/// The largest frame of an MTU, as a device counts it: Ethernet header and FCS come on top, a VLAN tag does not count.
+pub const fn frame_of(mtu: u16) -> u16 {
+    mtu.saturating_add(18)
+}
 
 /// A virtual function of an 82599, X540 or X550 that this process drives alone.
 ///

@@ -13,12 +13,12 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use ixgbevf::{HashFields, Interrupts, MAX_RING, MIN_RING, Memory, RxOptions, Setup, Speed, TxOptions, ring_len};
+use ixgbevf::{HashFields, MAX_RING, MIN_RING, Memory, RxOptions, Setup, Speed, ring_len};
 use rustix::io::Errno;
 use usernic::filter::Filter;
 use usernic::gate::{self, ControlSide};
 use usernic::spec::PortSpec;
-use usernic::vf::{Function, Hardware, Health};
+use usernic::vf::{Function, Hardware, Health, Rings, frame_of};
 
 pub(crate) use self::rx::Rx;
 pub(crate) use self::tx::Tx;
@@ -27,9 +27,6 @@ use crate::counts::Counters;
 use crate::rx::{Data as RxData, RxQueue, Source};
 use crate::setup::{Fault, Outcome, regions};
 use crate::tx::{Data as TxData, Sink, TxQueue};
-
-/// What an Ethernet header and an FCS add to an MTU. A VLAN tag does not count.
-const FRAME: u16 = 18;
 
 /// What rings are aligned to.
 const ALIGN: usize = 4096;
@@ -234,42 +231,19 @@ impl Port {
         blocks: [NonNull<u8>; 2],
     ) -> Outcome<Pair> {
         let function = self.function.as_ref().ok_or_else(gone)?;
-        let registers = function.registers();
-        let failed = |error: ixgbevf::Error| Fault::new(Errno::INVAL, format!("queue {index}: {error}"));
         // Lent memory is where the device finds it.
-        let place = |ptr: NonNull<u8>| Memory {
+        let memory = blocks.map(|ptr| Memory {
             ptr,
             addr: ptr.as_ptr() as u64,
-        };
-        let slots = |size: u16| vec![ixgbevf::Slot::default(); usize::from(size)].into_boxed_slice();
+        });
         let sizes = [ring_size(rx_setup.size), ring_size(tx_setup.size)];
         let options = RxOptions {
             // A queue that the application does not have gets no buffers.
             buffer_len: if rx_setup.pool.is_null() { 1024 } else { rx_setup.room },
             vlan_strip: u32::from(config.extras) & RX_VLAN_STRIP != 0,
         };
-        // SAFETY: by the caller, the block is as long as the ring, and nobody else's.
-        let rx_ring = unsafe {
-            ixgbevf::RxQueue::new(
-                registers.clone(),
-                index,
-                place(blocks[0]),
-                sizes[0],
-                options,
-                slots(sizes[0]),
-            )
-        };
-        // SAFETY: as above.
-        let tx_ring = unsafe {
-            ixgbevf::TxQueue::new(
-                registers.clone(),
-                index,
-                place(blocks[1]),
-                sizes[1],
-                TxOptions::default(),
-                slots(sizes[1]),
-            )
-        };
+        // SAFETY: by the caller, the blocks are as long as the rings, and nobody else's.
+        let rings = unsafe { function.rings(index, memory, sizes, options) }?;
         let counters = [Arc::new(Counters::default()), Arc::new(Counters::default())];
         let source = Source::new(rx_setup, config.port, self.calls, Arc::clone(&counters[0]));
         let sink = Sink::new(tx_setup, self.calls, Arc::clone(&counters[1]));
@@ -281,17 +255,14 @@ impl Port {
             ),
             None => return Err(Fault::new(Errno::NODEV, "the device has no interrupts")),
         };
-        let receive = Rx::new(
-            rx::Rings {
-                ring: rx_ring.map_err(failed)?,
-                interrupts: Interrupts::new(registers.clone()),
-            },
-            function.vector_of(index),
-            function.model(),
-            rx_setup,
-            source,
-        );
-        let send = Tx::new(tx_ring.map_err(failed)?, tx_setup, sink);
+        let Rings {
+            rx,
+            tx,
+            interrupts,
+            vector,
+        } = rings;
+        let receive = Rx::new((rx, interrupts), vector, function.model(), rx_setup, source);
+        let send = Tx::new(tx, tx_setup, sink);
         let (rx_data, rx) = gate::pair(receive);
         let (tx_data, tx) = gate::pair(send);
         let [rx_counters, tx_counters] = counters;
@@ -325,7 +296,7 @@ impl Port {
             rss
         });
         let setup = Setup {
-            max_frame: config.mtu.saturating_add(FRAME),
+            max_frame: frame_of(config.mtu),
             rx_queues,
             rss,
         };
@@ -348,6 +319,20 @@ impl Port {
         self.link = function.link();
         function.unmask_mailbox();
         Ok(())
+    }
+
+    /// Stops what runs, until it can be brought up again.
+    fn fall(&mut self) {
+        for pair in self.running.iter_mut().flat_map(|running| &mut running.pairs) {
+            pair.rx.close();
+            pair.tx.close();
+        }
+        // After a reset of the PF nothing runs.
+        if let Some(function) = self.function.as_mut().filter(|function| function.is_known()) {
+            function.stop();
+        }
+        self.take_down();
+        self.lost = self.running.is_some();
     }
 
     /// No ring runs any more, and no mbuf is in one.
@@ -460,14 +445,7 @@ impl Port {
                 self.link = function.link();
                 function.unmask_mailbox();
             }
-            Health::Reset => {
-                for pair in self.running.iter_mut().flat_map(|running| &mut running.pairs) {
-                    pair.rx.close();
-                    pair.tx.close();
-                }
-                self.take_down();
-                self.lost = self.running.is_some();
-            }
+            Health::Reset => self.fall(),
             Health::Gone(why) => self.give_up(why),
         }
         self.link.is_some()
@@ -505,7 +483,7 @@ impl Port {
 
     pub(crate) fn set_mtu(&mut self, mtu: u16) -> Outcome<()> {
         let function = self.function.as_mut().ok_or_else(gone)?;
-        function.set_max_frame(mtu.saturating_add(FRAME))?;
+        function.set_max_frame(frame_of(mtu))?;
         if let Some(running) = &mut self.running {
             running.config.mtu = mtu;
         }

@@ -1,16 +1,16 @@
 //! The receive side of a queue of a virtual function.
 
-use ixgbevf::{Checksum, Interrupts, Model, PacketType, Received, RxQueue, Segment, Slot};
-use usernic::vf::Reach;
+use ixgbevf::{Checksum, Interrupts, Model, PacketType, Received, Segment};
+use usernic::vf::{Reach, Rx as Ring};
 
 use crate::abi::RxSetup;
 use crate::mbuf::{Mbuf, flag, ptype};
 use crate::rx::{CHUNK, Source};
 
 /// What reaches the device.
-pub(super) struct Rings {
-    pub(super) ring: RxQueue<Reach, Box<[Slot]>>,
-    pub(super) interrupts: Interrupts<Reach>,
+struct Rings {
+    ring: Ring,
+    interrupts: Interrupts<Reach>,
 }
 
 /// A frame whose buffers have not all come yet.
@@ -110,12 +110,18 @@ fn said(received: &Received, model: Model) -> u64 {
 }
 
 impl Rx {
-    pub(super) fn new(rings: Rings, vector: u8, model: Model, setup: &RxSetup, source: Source) -> Self {
+    pub(super) fn new(
+        (ring, interrupts): (Ring, Interrupts<Reach>),
+        vector: u32,
+        model: Model,
+        setup: &RxSetup,
+        source: Source,
+    ) -> Self {
         Rx {
-            batch: usize::from(setup.batch).clamp(1, usize::from(rings.ring.size()) / 2),
-            rings: Some(rings),
+            batch: usize::from(setup.batch).clamp(1, usize::from(ring.size()) / 2),
+            rings: Some(Rings { ring, interrupts }),
             source,
-            vector: 1 << vector,
+            vector,
             model,
             running: false,
             partial: None,
@@ -123,7 +129,7 @@ impl Rx {
     }
 
     /// The ring, to be started.
-    pub(super) fn ring(&mut self) -> Option<&mut RxQueue<Reach, Box<[Slot]>>> {
+    pub(super) fn ring(&mut self) -> Option<&mut Ring> {
         self.rings.as_mut().map(|rings| &mut rings.ring)
     }
 
@@ -157,10 +163,9 @@ impl Rx {
 
     /// What the device did wrong so far.
     fn anomalies(&self) -> u64 {
-        self.rings.as_ref().map_or(0, |rings| {
-            let seen = rings.ring.anomalies();
-            seen.length + seen.short_piece + seen.overlong
-        })
+        self.rings
+            .as_ref()
+            .map_or(0, |rings| usernic::vf::anomalies(&rings.ring))
     }
 
     pub(crate) fn posted(&self) -> usize {

@@ -1,14 +1,12 @@
 //! The transmit side of a queue of a virtual function.
 
-use ixgbevf::{L4, Offload, Segment, Segmentation, Slot, TxQueue};
-use usernic::vf::Reach;
+use ixgbevf::{L4, Offload, Segment, Segmentation};
+use usernic::vf::Tx as Ring;
 
 use crate::abi::{self, Piece, TxSetup, offload};
 use crate::mbuf::Mbuf;
 use crate::rx::CHUNK;
 use crate::tx::{PIECES, Sink};
-
-type Ring = TxQueue<Reach, Box<[Slot]>>;
 
 /// What the gate is around.
 pub(crate) struct Tx {

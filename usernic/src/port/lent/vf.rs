@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use hugemem::Segment as Memory;
-use ixgbevf::{Interrupts, RxOptions, RxQueue, Segment, Setup, Slot, TxOptions, TxQueue, ring_len};
+use ixgbevf::{RxOptions, Segment, Setup, ring_len};
 use virtio_ring::Features;
 
 use super::{Far, LentPair, LentPort, LentRegion, Rings as AnyRings, check};
@@ -13,13 +13,7 @@ use crate::error::{Error, Tried};
 use crate::memory::{MemorySource, Request};
 use crate::queue::Buffer;
 use crate::spec::PortSpec;
-use crate::vf::{Function, Hardware, Health, Reach};
-
-/// What an Ethernet header and an FCS add to an MTU.
-const FRAME: u16 = 18;
-
-type Rx = RxQueue<Reach, Box<[Slot]>>;
-type Tx = TxQueue<Reach, Box<[Slot]>>;
+use crate::vf::{self, Function, Hardware, Health, Tx};
 
 /// The control of the device. Dropping it ends every access of the device's.
 pub(super) struct Device {
@@ -31,13 +25,7 @@ pub(super) struct Device {
 }
 
 /// A pair of rings.
-pub(super) struct Rings {
-    rx: Rx,
-    tx: Tx,
-    interrupts: Interrupts<Reach>,
-    /// The vector of the receive ring, as its bit.
-    vector: u32,
-}
+pub(super) struct Rings(vf::Rings);
 
 impl Device {
     /// Whether the link is up.
@@ -66,7 +54,7 @@ impl Device {
 
 impl Rings {
     pub(super) fn buffer_len(&self) -> u32 {
-        self.rx.buffer_len()
+        self.0.rx.buffer_len()
     }
 
     pub(super) fn takes(len: u32) -> bool {
@@ -74,42 +62,42 @@ impl Rings {
     }
 
     pub(super) fn rx_free(&self) -> usize {
-        self.rx.free().into()
+        self.0.rx.free().into()
     }
 
     /// One less: for a context.
     pub(super) fn tx_free(&self) -> usize {
-        usize::from(self.tx.free()).saturating_sub(1)
+        usize::from(self.0.tx.free()).saturating_sub(1)
     }
 
     #[inline]
     pub(super) fn post<B: Buffer>(&mut self, buffers: impl Iterator<Item = B>) -> usize {
-        let least = self.rx.buffer_len();
-        let posted = self.rx.add_each(buffers.map_while(|buffer| {
+        let least = self.0.rx.buffer_len();
+        let posted = self.0.rx.add_each(buffers.map_while(|buffer| {
             let len = buffer.len();
             (len >= least).then(|| (segment(&buffer), buffer.cookie()))
         }));
-        self.rx.publish();
+        self.0.rx.publish();
         posted
     }
 
     #[inline]
     pub(super) fn send<B: Buffer>(&mut self, frames: impl Iterator<Item = B>) -> (usize, u64) {
         let mut bytes = 0;
-        let sent = self.tx.add_each(frames.map_while(|frame| {
+        let sent = self.0.tx.add_each(frames.map_while(|frame| {
             if !Tx::takes(frame.len()) || frame.next().is_some() {
                 return None;
             }
             bytes += u64::from(frame.len());
             Some((segment(&frame), frame.cookie()))
         }));
-        self.tx.publish();
+        self.0.tx.publish();
         (sent, bytes)
     }
 
     #[inline]
     pub(super) fn receive(&mut self, max: usize, mut each: impl FnMut(u64, u32)) -> usize {
-        self.rx.poll_each(max, |received| {
+        self.0.rx.poll_each(max, |received| {
             // A piece of a frame that one buffer does not hold is none.
             let len = if received.is_whole() { received.len } else { 0 };
             each(received.cookie, len);
@@ -118,21 +106,20 @@ impl Rings {
 
     #[inline]
     pub(super) fn sent(&mut self, max: usize, each: impl FnMut(u64)) -> usize {
-        self.tx.poll_each(max, each)
+        self.0.tx.poll_each(max, each)
     }
 
     pub(super) fn arm(&mut self) -> bool {
-        self.interrupts.enable(self.vector);
+        self.0.interrupts.enable(self.0.vector);
         self.has_done()
     }
 
     pub(super) fn has_done(&self) -> bool {
-        self.rx.has_done()
+        self.0.rx.has_done()
     }
 
     pub(super) fn anomalies(&self) -> u64 {
-        let seen = self.rx.anomalies();
-        seen.length + seen.short_piece + seen.overlong
+        vf::anomalies(&self.0.rx)
     }
 }
 
@@ -186,7 +173,7 @@ impl LentPort {
         function.set_bus_master(true)?;
         function.begin(&spec)?;
         let setup = Setup {
-            max_frame: spec.mtu + FRAME,
+            max_frame: vf::frame_of(spec.mtu),
             rx_queues: spec.queues as u8,
             rss: None,
         };
@@ -195,7 +182,7 @@ impl LentPort {
         let mut pairs = Vec::new();
         for index in 0..spec.queues as u8 {
             let mut made = ring_pair(&function, &spec, index, &rings)?;
-            function.start(Some(&mut made.rx), Some(&mut made.tx))?;
+            function.start(Some(&mut made.0.rx), Some(&mut made.0.tx))?;
             pairs.push(Some(LentPair {
                 event: event(&function, index)?,
                 rings: AnyRings::Device(made),
@@ -232,24 +219,12 @@ fn ring_pair(function: &Function, spec: &PortSpec, index: u8, rings: &Memory) ->
             addr: ptr.as_ptr() as u64,
         }
     };
-    let slots = || vec![Slot::default(); usize::from(size)].into_boxed_slice();
     let options = RxOptions {
         buffer_len: spec.buffer_size,
         vlan_strip: false,
     };
-    let registers = function.registers();
-    // SAFETY: the ring is inside the segment, which the pair and the device keep mapped, and is nobody else's.
-    let rx = unsafe { RxQueue::new(registers.clone(), index, memory(0), size, options, slots()) };
-    let rx = rx.map_err(function.failed("make a receive ring"))?;
-    // SAFETY: as above.
-    let tx = unsafe { TxQueue::new(registers.clone(), index, memory(1), size, TxOptions::default(), slots()) };
-    let tx = tx.map_err(function.failed("make a transmit ring"))?;
-    Ok(Rings {
-        rx,
-        tx,
-        interrupts: Interrupts::new(registers.clone()),
-        vector: 1 << function.vector_of(index),
-    })
+    // SAFETY: the rings are inside the segment, which the pair and the device keep mapped, and are nobody else's.
+    unsafe { function.rings(index, [memory(0), memory(1)], [size; 2], options) }.map(Rings)
 }
 
 fn event(function: &Function, queue: u8) -> Result<Arc<OwnedFd>, Error> {
