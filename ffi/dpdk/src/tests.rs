@@ -4,6 +4,7 @@
 use std::ffi::c_void;
 use std::ptr::NonNull;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use usernic::{Burst, Port as OurPort};
 
@@ -134,8 +135,14 @@ unsafe extern "C" fn describe(frame: *mut u8, offload: *mut Offload, pieces: *mu
     1
 }
 
+/// Memory cannot be told of: -ENOTSUP.
+static NO_REGIONS: AtomicBool = AtomicBool::new(false);
+
 unsafe extern "C" fn regions(out: *mut Region, _: u32, _: u32) -> i32 {
     use std::os::fd::AsRawFd;
+    if NO_REGIONS.load(Ordering::SeqCst) {
+        return -95;
+    }
     with(|pool| {
         let region = Region {
             address: pool.memory.as_ptr() as u64,

@@ -1,12 +1,13 @@
 //! Queues on a model of a virtual function, against a port of `usernic`'s on another one.
 
 use std::ffi::c_void;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use usernic::spec::PortSpec;
 use usernic::{Burst, Queue};
 
-use super::{CALLS, COUNT, Mbuf, RINGS, TURN, TX_VLAN, get, new_pool, release, setups, with};
+use super::{CALLS, COUNT, Mbuf, NO_REGIONS, RINGS, TURN, TX_VLAN, get, new_pool, release, setups, with};
 use crate::abi::FilterSetup;
 use crate::port::Port;
 use crate::rx::usernic_pmd_rx;
@@ -239,6 +240,31 @@ fn a_reset_of_the_pf_and_a_device_that_goes() {
     pair.stop();
     drop((queue, far));
     machine.finish_after_pf_reset();
+}
+
+#[test]
+fn memory_that_the_device_cannot_be_told_of_takes_the_link_down() {
+    let _turn = TURN.lock().unwrap_or_else(|e| e.into_inner());
+    let machine = Machine::two();
+    let far = machine.port(1, "");
+    let mut queue = far.queue(0).expect("its queue");
+    new_pool();
+    let mut pair = start(&machine, 0, 0);
+    let out = frames(far.mac(), pair.mac, 40);
+    NO_REGIONS.store(true, Ordering::SeqCst);
+    pair.port.share().expect_err("memory that cannot be told of");
+    assert_eq!(with(|pool| pool.free.len()), COUNT, "mbufs in the pool");
+    let mut mbufs = [std::ptr::null_mut::<u8>(); 1];
+    // SAFETY: the queue is of a started port: nothing comes.
+    assert_eq!(unsafe { usernic_pmd_rx(pair.rx, mbufs.as_mut_ptr(), 1) }, 0);
+    assert!(!pair.port.service(), "the link stays down");
+    NO_REGIONS.store(false, Ordering::SeqCst);
+    pair.up();
+    pair.send(&out, 0);
+    assert_eq!(receive(&mut queue, 40), out);
+    pair.stop();
+    drop((queue, far));
+    machine.finish();
 }
 
 #[test]

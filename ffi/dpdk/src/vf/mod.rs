@@ -411,7 +411,12 @@ impl Port {
         if !self.shared || self.function.is_none() {
             return Ok(());
         }
-        self.share_all()
+        let shared = self.share_all();
+        if shared.is_err() {
+            // Frames in what the device does not reach would be lost without a word.
+            self.fall();
+        }
+        shared
     }
 
     /// Looks after the device; whether the link is up.
@@ -424,9 +429,9 @@ impl Port {
                 self.give_up(usernic::vf::WANTED_BACK);
                 return false;
             }
-            match self.bring_up() {
+            match self.share_all().and_then(|()| self.bring_up()) {
                 Ok(()) => {
-                    tracing::info!("{}: brought up after a reset of its PF", self.name());
+                    tracing::info!("{}: brought up again", self.name());
                     self.trouble.clear();
                 }
                 Err(fault) => {
