@@ -182,9 +182,6 @@ pub fn cases() -> Vec<Case> {
 }
 
 fn bytes(ctx: &Ctx, index: usize, path: DataPath) -> Result<Outcome> {
-    if let Err(reason) = super::needs(&path) {
-        return Ok(Outcome::Skipped(reason));
-    }
     let mut peer = ctx.shared(ALL, |dir| Peer::paths(ctx, dir))?;
     let Peer { ends, started, .. } = &mut *peer;
     let [a, b] = &mut ends[index];
@@ -192,7 +189,7 @@ fn bytes(ctx: &Ctx, index: usize, path: DataPath) -> Result<Outcome> {
     for (port, end) in [(2 * index, &*a), (2 * index + 1, &*b)] {
         end.wait_link()?;
         end.expect_features(mask, wanted)?;
-        let said = format!("{} on port {port}\n", path.rx);
+        let said = format!("{} on port {port}\n", path.rx_here());
         ensure!(
             started.contains(&said),
             "testpmd did not say \"{}\", but: {}",
@@ -202,7 +199,7 @@ fn bytes(ctx: &Ctx, index: usize, path: DataPath) -> Result<Outcome> {
     }
     prove(a, b)?;
     exchange(a, b, &frames(500, 9000), path.window_theirs())?;
-    passed()
+    path.passed()
 }
 
 fn ring_size(ctx: &Ctx, index: usize, kind: &str, size: u16) -> Result<Outcome> {
@@ -217,9 +214,6 @@ fn ring_size(ctx: &Ctx, index: usize, kind: &str, size: u16) -> Result<Outcome> 
 
 /// Frames on each of eight queues.
 fn queues(ctx: &Ctx, index: usize, path: DataPath) -> Result<Outcome> {
-    if let Err(reason) = super::needs(&path) {
-        return Ok(Outcome::Skipped(reason));
-    }
     let mut peer = ctx.shared(EIGHT, |dir| Peer::eight(ctx, dir))?;
     let [a, b] = &mut peer.ends[index];
     prove(a, b)?;
@@ -227,7 +221,7 @@ fn queues(ctx: &Ctx, index: usize, path: DataPath) -> Result<Outcome> {
     a.expect_features(mask, wanted)?;
     let most = if path.mergeable { 9000 } else { 1514 };
     exchange(a, b, &frames(50, most), path.window_theirs())?;
-    passed()
+    path.passed()
 }
 
 /// Frames of one to five mbufs, received as chains and sent on as such.
@@ -251,9 +245,6 @@ fn payload(ctx: &Ctx, index: usize, chain: Chain) -> Result<Outcome> {
 
 /// Our back-ends sleep until virtio_user kicks them, and are left alone while they poll.
 fn interrupt(ctx: &Ctx, index: usize, path: DataPath) -> Result<Outcome> {
-    if let Err(reason) = super::needs(&path) {
-        return Ok(Outcome::Skipped(reason));
-    }
     let mut peer = ctx.shared(ALL, |dir| Peer::paths(ctx, dir))?;
     let [a, b] = &mut peer.ends[index];
     prove(a, b)?;
@@ -261,7 +252,7 @@ fn interrupt(ctx: &Ctx, index: usize, path: DataPath) -> Result<Outcome> {
     exchange(a, b, &small_frames(200), path.window_theirs())?;
     expect_silence(a)?;
     expect_silence(b)?;
-    passed()
+    path.passed()
 }
 
 /// What testpmd said of its paths.
@@ -274,9 +265,6 @@ fn rx_paths(log: &str) -> String {
 
 /// testpmd stops its ports and starts them again, a hundred times, with frames between.
 fn restart(ctx: &Ctx, index: usize, path: DataPath) -> Result<Outcome> {
-    if let Err(reason) = super::needs(&path) {
-        return Ok(Outcome::Skipped(reason));
-    }
     let mut peer = ctx.shared(ALL, |dir| Peer::paths(ctx, dir))?;
     let Peer { ends, testpmd, .. } = &mut *peer;
     let [a, b] = &mut ends[index];
@@ -291,5 +279,5 @@ fn restart(ctx: &Ctx, index: usize, path: DataPath) -> Result<Outcome> {
         prove(a, b).with_context(|| format!("round {round}"))?;
         exchange(a, b, &frames(0, 4096), path.window_theirs()).with_context(|| format!("round {round}"))?;
     }
-    passed()
+    path.passed()
 }
