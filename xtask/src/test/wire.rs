@@ -73,6 +73,11 @@ impl End {
         );
         Ok(())
     }
+
+    /// What the port says of itself, for messages.
+    fn state(&self) -> String {
+        format!("{:?} {:?}", self.port.link(), self.port.stats())
+    }
 }
 
 /// What goes from one queue to another.
@@ -210,8 +215,10 @@ pub fn prove(a: &mut End, b: &mut End) -> Result<()> {
         }
         ensure!(
             Instant::now() < end,
-            "no frame came through within {STALL:?}: {}",
-            silent.join("; ")
+            "no frame came through within {STALL:?}: {}; a: {}; b: {}",
+            silent.join("; "),
+            a.state(),
+            b.state()
         );
         std::thread::sleep(Duration::from_micros(200));
     }
@@ -268,12 +275,10 @@ pub fn exchange(a: &mut End, b: &mut End, frames: &[Vec<u8>], window: usize) -> 
                 })
                 .collect();
             bail!(
-                "nothing moved for {STALL:?}: {}; a: {:?} {:?}; b: {:?} {:?}",
+                "nothing moved for {STALL:?}: {}; a: {}; b: {}",
                 open.join("; "),
-                a.port.link(),
-                a.port.stats(),
-                b.port.link(),
-                b.port.stats()
+                a.state(),
+                b.state()
             );
         }
     }

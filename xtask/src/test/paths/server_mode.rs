@@ -76,7 +76,11 @@ impl Peer {
         let [Some(a), Some(b)] = &mut self.ends[index] else {
             anyhow::bail!("a port is missing")
         };
-        prove(a, b)?;
+        if let Err(error) = prove(a, b) {
+            let testpmd = self.testpmd.as_mut().context("no testpmd")?;
+            let counted = [2 * index, 2 * index + 1].map(|port| testpmd.command(&format!("show port stats {port}")));
+            return Err(error.context(format!("testpmd counted: {counted:?}")));
+        }
         let (mask, wanted) = path.features();
         a.expect_features(mask, wanted)?;
         exchange(a, b, &frames(50, 9000), path.window_theirs())
