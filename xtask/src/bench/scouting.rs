@@ -3,7 +3,7 @@
 //! Each variant that can differ is compared with its side's first one, A B A B in short windows that pass the same
 //! gates as those that are measured. That is done once a run for each side, column and distance, whichever metrics use
 //! it. The first of a side and the candidate stay started for all columns that are wanted. A variant that is far behind
-//! after one pair is not looked at again.
+//! after one pair is not looked at again; one of which there is no more than that pair, or nothing, is, after the others.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -21,8 +21,14 @@ use crate::process;
 /// Pairs of windows that a variant gets that is not far behind.
 const PAIRS: usize = 3;
 
+/// Pairs that tell that a variant is better.
+const ENOUGH: usize = 2;
+
 /// Far behind: this ratio to the first, or less.
 const BEHIND: f64 = 0.85;
+
+/// Times that a variant is looked at whose windows were dropped.
+const ATTEMPTS: usize = 3;
 
 /// How long scouting a side for a group's columns waits for near cores, if they went away meanwhile.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -40,6 +46,12 @@ struct Seen {
     /// The distances for which there was an attempt.
     tried: Vec<Regime>,
     error: Option<String>,
+}
+
+/// A variant to be looked at, and the columns, with their metrics' names and the pairs that there are.
+struct Todo {
+    choice: &'static Choice,
+    columns: Vec<(String, Column, Pairs)>,
 }
 
 /// All that was scouted in this run.
@@ -66,7 +78,10 @@ impl Known {
 
     /// The best variant at that distance; by what was seen at the other one, if there is nothing else.
     pub fn best(&self, family: Family, column: Column, regime: Regime) -> Option<&'static Choice> {
-        let ratio = |s: &Seen| s.ratios.get(&regime).or(s.ratios.values().next()).map(|r| r.0);
+        let told = |r: &&(f64, usize)| r.1 >= ENOUGH;
+        let here = |s: &Seen| s.ratios.get(&regime).filter(told).map(|r| r.0);
+        let anywhere = |s: &Seen| s.ratios.values().find(told).map(|r| r.0);
+        let ratio = |s: &Seen| here(s).or(anywhere(s));
         self.of(family, column)
             .filter_map(|s| Some((s.choice, ratio(s)?)))
             .filter(|&(_, ratio)| ratio > 1.0)
@@ -137,52 +152,71 @@ impl Bench<'_> {
         };
         let mut patience = PATIENCE.min(self.patience);
         let mut reference: Option<Box<dyn Subject>> = None;
+        let mut todo: Vec<Todo> = Vec::new();
         for choice in &choices[1..] {
             let wanted = |c: &&(String, Column)| variants::that_differ(choices, c.1.load).any(|d| d == choice);
-            let columns: Vec<&(String, Column)> = columns.iter().filter(wanted).collect();
-            if columns.is_empty() {
-                continue;
+            let of = |(metric, column): &(String, Column)| (metric.clone(), *column, Pairs::default());
+            let columns: Vec<_> = columns.iter().filter(wanted).map(of).collect();
+            if !columns.is_empty() {
+                todo.push(Todo { choice, columns });
             }
-            let start = Instant::now();
-            if reference.is_none() {
-                reference = Some(self.subject(family, &choices[0])?);
-            }
-            let candidate = self.subject(family, choice);
-            process::check_interrupted()?;
-            spent.starting += start.elapsed().as_secs_f64();
-            let start = Instant::now();
-            let Some(reference) = &mut reference else { continue };
-            let mut candidate = candidate.map_err(|e| format!("{e:#}"));
-            let mut waiting = Duration::ZERO;
-            for (metric, column) in columns {
-                let mut pairs = Pairs::default();
-                let outcome = match &mut candidate {
-                    Err(text) => Err(anyhow::anyhow!("{text}")),
-                    Ok(candidate) => look(
-                        &plan,
-                        &mut patience,
-                        &mut **candidate,
-                        &mut **reference,
-                        *column,
-                        regime,
-                        &mut pairs,
-                    ),
-                };
-                process::check_interrupted()?;
-                waiting += pairs.waited();
-                let error = outcome.err().map(|e| format!("{e:#}"));
-                if let Some(error) = &error {
-                    // A peer that was not looked at in full may be weaker than it could be: nobody should have to find
-                    // out.
-                    let why = error.lines().next().unwrap_or_default();
-                    println!("not scouted: {metric} {} {side}: {}: {why}", column.bytes, choice.name);
+        }
+        for attempt in 1..=ATTEMPTS {
+            for Todo { choice, columns } in std::mem::take(&mut todo) {
+                let start = Instant::now();
+                if reference.is_none() {
+                    reference = Some(self.subject(family, &choices[0])?);
                 }
-                self.known
-                    .note(family, *column, choice, (metric, side), &pairs, regime, error);
+                let candidate = self.subject(family, choice);
+                process::check_interrupted()?;
+                spent.starting += start.elapsed().as_secs_f64();
+                let start = Instant::now();
+                let Some(reference) = &mut reference else { continue };
+                let mut candidate = candidate.map_err(|e| format!("{e:#}"));
+                let mut waiting = Duration::ZERO;
+                let mut again = Vec::new();
+                for (metric, column, mut pairs) in columns {
+                    let before = pairs.waited();
+                    let outcome = match &mut candidate {
+                        Err(text) => Err(anyhow::anyhow!("{text}")),
+                        Ok(candidate) => look(
+                            &plan,
+                            &mut patience,
+                            &mut **candidate,
+                            &mut **reference,
+                            column,
+                            regime,
+                            &mut pairs,
+                        ),
+                    };
+                    process::check_interrupted()?;
+                    waiting += pairs.waited() - before;
+                    if outcome.is_ok() && !is_told(&pairs) && attempt < ATTEMPTS {
+                        again.push((metric, column, pairs));
+                        continue;
+                    }
+                    let nothing = || anyhow::anyhow!("no pair of windows was fit to compare: {}", pairs.dropped());
+                    let outcome = outcome.and_then(|()| match pairs.ratios().is_empty() {
+                        true => Err(nothing()),
+                        false => Ok(()),
+                    });
+                    let error = outcome.err().map(|e| format!("{e:#}"));
+                    if let Some(error) = &error {
+                        // A peer that was not looked at in full may be weaker than it could be: nobody should have to
+                        // find out.
+                        let why = error.lines().next().unwrap_or_default();
+                        println!("not scouted: {metric} {} {side}: {}: {why}", column.bytes, choice.name);
+                    }
+                    self.known
+                        .note(family, column, choice, (&metric, side), &pairs, regime, error);
+                }
+                self.patience -= waiting.min(self.patience);
+                spent.waiting += waiting.as_secs_f64();
+                spent.scouting += start.elapsed().as_secs_f64() - waiting.as_secs_f64();
+                if !again.is_empty() {
+                    todo.push(Todo { choice, columns: again });
+                }
             }
-            self.patience -= waiting.min(self.patience);
-            spent.waiting += waiting.as_secs_f64();
-            spent.scouting += start.elapsed().as_secs_f64() - waiting.as_secs_f64();
         }
         self.report.scouted = self.known.report();
         eprintln!("  scouted for {metric} and its like: {side}, {regime}");
@@ -257,6 +291,12 @@ impl Known {
     }
 }
 
+/// Whether pairs of some distance tell what a variant is worth.
+fn is_told(pairs: &Pairs) -> bool {
+    let told = |(ratio, pairs): (f64, usize)| pairs >= ENOUGH || ratio <= BEHIND;
+    pairs.ratios().into_values().any(told)
+}
+
 /// Compares a candidate with the first of its family.
 fn look(
     plan: &Plan,
@@ -276,10 +316,9 @@ fn look(
     };
     pairs.go_on(&plan, patience, None, candidate, first, None)?;
     let ratios = pairs.ratios();
-    match ratios.get(&regime).or(ratios.values().next()) {
-        None => anyhow::bail!("no pair of windows was fit to compare: {}", pairs.dropped()),
-        Some(&(ratio, _)) if ratio <= BEHIND => return Ok(()),
-        Some(_) => {}
+    let seen = ratios.get(&regime).or(ratios.values().next());
+    if seen.is_none_or(|&(ratio, _)| ratio <= BEHIND) {
+        return Ok(());
     }
     let more = Plan { pairs: PAIRS, ..plan };
     pairs.go_on(&more, patience, None, candidate, first, None).map(drop)
@@ -314,12 +353,18 @@ mod tests {
                 error: None,
             });
         }
-        let best = |regime| known.best(family, COLUMN, regime).unwrap().name;
-        assert_eq!((best(Regime::Near), best(Regime::Far)), ("packed", "split, in_order=0"));
+        let best_of = |known: &Known, regime| known.best(family, COLUMN, regime).unwrap().name;
+        assert_eq!(best_of(&known, Regime::Near), "packed");
+        assert_eq!(best_of(&known, Regime::Far), "split, in_order=0");
         assert!(!known.lacks(family, choices, COLUMN, Regime::Near));
         assert!(!known.lacks(family, choices, COLUMN, Regime::Far));
         assert!(known.lacks(family, variants::OURS, COLUMN, Regime::Near));
         assert_eq!(known.report().iter().filter(|s| s.best).count(), 2);
+        // One pair tells nothing: the other distance does.
+        known.seen[1].ratios.insert(Regime::Near, (1.4, 1));
+        assert_eq!(best_of(&known, Regime::Near), "split, in_order=0");
+        known.seen[1].ratios.insert(Regime::Far, (1.0, 3));
+        assert_eq!(best_of(&known, Regime::Near), "packed");
         known.seen[0].ratios.remove(&Regime::Far);
         assert!(known.lacks(family, choices, COLUMN, Regime::Far));
         let scouted = known.scouted_at(family, COLUMN, Regime::Far);
