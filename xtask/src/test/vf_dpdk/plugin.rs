@@ -48,6 +48,16 @@ fn forwards(ctx: &Ctx, kind: Kind, starts: usize) -> Result<String> {
     ))
 }
 
+/// Waits until Linux says that the link of its function is up, or down.
+fn peer(forwarder: &mut Forwarder, up: bool) -> Result<()> {
+    let carrier = u8::from(up);
+    let script = format!(
+        "for i in $(seq 400); do [ $(cat /sys/class/net/eth0/carrier) = {carrier} ] && exit 0; usleep 50000; done
+exit 1"
+    );
+    forwarder.stage.script("the peer's link", &script).map(drop)
+}
+
 /// The PF is reset under a port that is started: the link goes, comes back, and frames pass.
 fn reset(forwarder: &mut Forwarder) -> Result<()> {
     forwarder.pmd(&["set fwd macswap", "start"])?;
@@ -60,12 +70,11 @@ exit 1"
     };
     forwarder.look(|nic| nic.begin_reset());
     forwarder.stage.script("link down", &status("down"))?;
+    // Linux looks every other second, and would send into queues that do not work any more.
+    peer(forwarder, false)?;
     forwarder.look(|nic| nic.end_reset());
     forwarder.stage.script("link up", &status("up"))?;
-    forwarder.stage.script(
-        "the peer's link",
-        "for i in $(seq 200); do [ $(cat /sys/class/net/eth0/carrier) = 1 ] && exit 0; usleep 50000; done; exit 1",
-    )?;
+    peer(forwarder, true)?;
     forwarder.pmd(&["stop"])?;
     let before = forwarder.look(|nic| nic.counters(DPDK).packets_tx);
     forwarder.pmd(&["start"])?;
