@@ -44,7 +44,7 @@ fn forwards(ctx: &Ctx, kind: Kind, starts: usize) -> Result<String> {
     forwarder.quit()?;
     Ok(format!(
         "a capture, 60 to 9,014 bytes, checksums, tags, {starts} starts, a reset of the PF: {} frames sent back",
-        10 * FRAMES + starts * FEW
+        9 * FRAMES + (starts + 1) * FEW
     ))
 }
 
