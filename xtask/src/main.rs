@@ -68,6 +68,9 @@ enum What {
         /// The kernel's interface that the function's frames reach; without it most cases are skipped
         #[arg(long, value_name = "INTERFACE", requires = "vf")]
         peer: Option<String>,
+        /// A skip is a failure
+        #[arg(long, conflicts_with = "vf")]
+        require_all: bool,
         /// Print the names and end
         #[arg(long)]
         list: bool,
@@ -208,6 +211,7 @@ fn run(what: What) -> Result<bool> {
             verbose,
             filter,
             kernel,
+            require_all,
             ..
         } => test::command(
             root,
@@ -215,10 +219,12 @@ fn run(what: What) -> Result<bool> {
                 // Those of the full kernel are a list of their own.
                 suite: if kernel == "full" { "" } else { "hwtest/" },
                 full: kernel == "full" && {
-                    machine::full::make(&machine::fetch()?.guest)?;
+                    if !list {
+                        machine::full::make(&machine::fetch()?.guest)?;
+                    }
                     true
                 },
-                require_all: false,
+                require_all,
                 list,
                 filter,
                 verbose,
