@@ -48,6 +48,15 @@ struct Seen {
     error: Option<String>,
 }
 
+impl Seen {
+    /// The ratio to the first, of enough pairs: at that distance, or else at the other one.
+    fn told(&self, regime: Regime) -> Option<(Regime, f64)> {
+        let told = |(regime, &(ratio, pairs)): (&Regime, &(f64, usize))| (pairs >= ENOUGH).then_some((*regime, ratio));
+        let here = self.ratios.get_key_value(&regime).and_then(told);
+        here.or_else(|| self.ratios.iter().find_map(told))
+    }
+}
+
 /// A variant to be looked at, and the columns, with their metrics' names and the pairs that there are.
 struct Todo {
     choice: &'static Choice,
@@ -78,12 +87,8 @@ impl Known {
 
     /// The best variant at that distance; by what was seen at the other one, if there is nothing else.
     pub fn best(&self, family: Family, column: Column, regime: Regime) -> Option<&'static Choice> {
-        let told = |r: &&(f64, usize)| r.1 >= ENOUGH;
-        let here = |s: &Seen| s.ratios.get(&regime).filter(told).map(|r| r.0);
-        let anywhere = |s: &Seen| s.ratios.values().find(told).map(|r| r.0);
-        let ratio = |s: &Seen| here(s).or(anywhere(s));
         self.of(family, column)
-            .filter_map(|s| Some((s.choice, ratio(s)?)))
+            .filter_map(|s| Some((s.choice, s.told(regime)?.1)))
             .filter(|&(_, ratio)| ratio > 1.0)
             .max_by(|a, b| a.1.total_cmp(&b.1))
             .map_or(family.choices().first(), |(choice, _)| Some(choice))
@@ -91,11 +96,9 @@ impl Known {
 
     /// The distances at which that was found out.
     pub fn scouted_at(&self, family: Family, column: Column, regime: Regime) -> Vec<Regime> {
-        let of = |s: &Seen| match s.ratios.contains_key(&regime) {
-            true => Some(regime),
-            false => s.ratios.keys().next().copied(),
-        };
-        self.of(family, column).filter_map(of).collect()
+        self.of(family, column)
+            .filter_map(|s| s.told(regime).map(|(regime, _)| regime))
+            .collect()
     }
 
     /// For the report.
