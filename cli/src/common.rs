@@ -1,14 +1,14 @@
 //! What all commands share: the port's arguments, signals, pacing, progress and totals.
 
 use std::fmt;
-use std::io::IsTerminal;
+use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use usernic::confine::{Enforced, Files};
 use usernic::spec::PortSpec;
@@ -18,6 +18,7 @@ use usernic::{Port, Queue, Stats};
 
 use crate::control::{Control, Request};
 use crate::metrics::{self, Metrics, PortMetrics};
+use crate::{note, output, result};
 
 /// An error in how the program was called: exit status 2.
 #[derive(Debug)]
@@ -130,40 +131,6 @@ impl PollArgs {
         self.confine.files(ports, &[made, self.control.as_ref()])
     }
 
-    /// Opens a port, waits for its link and takes one of its queues.
-    pub fn open(&self, spec: &PortSpec, queue: u16, stop: &AtomicBool) -> Result<(Arc<Port>, Queue)> {
-        let port = Port::open_spec(spec.clone())
-            .with_context(|| format!("cannot open the port on {}", spec.path.display()))?;
-        let taken = port
-            .queue(queue)
-            .with_context(|| format!("cannot take queue {queue}"))?;
-        // What the command line says goes before.
-        if let Some(cpu) = port.cpu(queue).filter(|_| self.cpu.is_none()) {
-            usernic::cpu::pin(cpu).with_context(|| format!("cannot pin the thread to CPU {cpu}"))?;
-        }
-        // In slices, so that a signal ends the wait.
-        let deadline = Instant::now() + self.wait;
-        while !port.wait_link(Duration::from_millis(100).min(self.wait)) {
-            if stop.load(Ordering::Relaxed) {
-                bail!("ended by a signal before the link of {} came up", spec.path.display());
-            }
-            if Instant::now() >= deadline {
-                bail!(
-                    "the link of {} is not up after {} s: is the other side there? (--wait S waits longer)",
-                    spec.path.display(),
-                    self.wait.as_secs_f64()
-                );
-            }
-        }
-        tracing::info!(
-            "{}: link up, mac {}, mtu {}",
-            spec.path.display(),
-            crate::packets::format_mac(port.mac()),
-            port.mtu()
-        );
-        Ok((Arc::new(port), taken))
-    }
-
     /// Serves the counters of `ports` if a control socket was asked for; while the answer lives.
     ///
     /// System calls are given up first: ports are open when their counters are served.
@@ -221,7 +188,7 @@ pub fn seconds(text: &str) -> Result<Duration, String> {
         .ok()
         .and_then(|s| Duration::try_from_secs_f64(s).ok())
         .filter(|d| *d <= Duration::from_secs(86_400 * 365))
-        .ok_or_else(|| "write seconds, as in 10 or 0.5".to_owned())
+        .ok_or_else(|| "write seconds, as in 10 or 0.5, 31536000 (a year) at the most".to_owned())
 }
 
 /// A number with K, M or G, as a clap value: `--rate 2.5M`.
@@ -237,7 +204,36 @@ pub fn quantity(text: &str) -> Result<f64, String> {
         .ok()
         .map(|n| n * factor)
         .filter(|n| n.is_finite() && *n > 0.0)
-        .ok_or_else(|| "write a number above 0, with K, M or G if wanted: 2.5M".to_owned())
+        .ok_or_else(|| "write frames a second, a number above 0 with K, M or G if wanted: 2.5M".to_owned())
+}
+
+/// A number of things, with K, M or G, as a clap value: `--count 10K`.
+pub fn count(text: &str) -> Result<u64, String> {
+    let (digits, factor) = match text.as_bytes().last() {
+        Some(b'k' | b'K') => (&text[..text.len() - 1], 1_000),
+        Some(b'm' | b'M') => (&text[..text.len() - 1], 1_000_000),
+        Some(b'g' | b'G') => (&text[..text.len() - 1], 1_000_000_000),
+        _ => (text, 1u64),
+    };
+    digits
+        .parse::<u64>()
+        .ok()
+        .and_then(|n| n.checked_mul(factor))
+        .ok_or_else(|| "write a whole number, with K, M or G if wanted: 1000 or 10K".to_owned())
+}
+
+/// A port spec whose socket's path is whole, for another process, whose folder is another one.
+pub fn whole(spec: &str) -> Result<String> {
+    let keys = spec.split(',').map(|key| match key.strip_prefix("path=") {
+        Some(path) if !path.is_empty() => {
+            let path = std::path::absolute(path).with_context(|| format!("path={path}"))?;
+            let path = path.into_os_string().into_string();
+            let path = path.map_err(|path| anyhow::anyhow!("{}: the path is not UTF-8", path.display()))?;
+            Ok(format!("path={path}"))
+        }
+        _ => Ok(key.to_owned()),
+    });
+    Ok(keys.collect::<Result<Vec<_>>>()?.join(","))
 }
 
 /// Pins the calling thread to a CPU. Whether it may is the kernel's to say: another thread may be pinned elsewhere already.
@@ -271,7 +267,7 @@ pub fn stop_flag() -> Result<Arc<AtomicBool>> {
     Ok(stop)
 }
 
-/// How many things may be sent by now, at an even rate.
+/// How many things may be sent by now, at an even rate: the first at once.
 pub struct Pacer {
     rate: f64,
     start: Instant,
@@ -290,10 +286,13 @@ impl Pacer {
 
     /// How many are due, at most `most`. What could not be sent for a tenth of a second is not made up for.
     pub fn due(&mut self, most: usize) -> usize {
-        let target = self.start.elapsed().as_secs_f64() * self.rate;
-        let lag = target - self.sent as f64;
-        if lag > (self.rate * 0.1).max(most as f64) {
-            self.start += Duration::from_secs_f64((lag - most as f64) / self.rate);
+        let target = self.start.elapsed().as_secs_f64() * self.rate + 1.0;
+        let mut lag = target - self.sent as f64;
+        let limit = (self.rate * 0.1).max(2.0);
+        if lag > limit {
+            let keep = limit.min(most.max(1) as f64);
+            self.start += Duration::try_from_secs_f64((lag - keep) / self.rate).unwrap_or_default();
+            lag = keep;
         }
         (lag.max(0.0) as usize).min(most)
     }
@@ -303,14 +302,22 @@ impl Pacer {
         self.sent += count as u64;
     }
 
-    /// Until the next is due: sleeps when that is long, spins when it is not.
-    pub fn idle(&self) {
-        let next = (self.sent + 1) as f64 / self.rate - self.start.elapsed().as_secs_f64();
-        if next > 200e-6 {
-            std::thread::sleep(Duration::from_secs_f64((next - 100e-6).min(0.1)));
-        } else {
-            std::hint::spin_loop();
-        }
+    /// Until the next is due, or `end` has come: sleeps when that is long, spins when it is not.
+    pub fn idle(&self, end: Option<Instant>) {
+        let next = Duration::try_from_secs_f64(self.sent as f64 / self.rate);
+        let next = next.ok().and_then(|next| self.start.checked_add(next));
+        idle_until(next.into_iter().chain(end).min());
+    }
+}
+
+/// Spins when `when` is near, and sleeps when it is not, in slices that a signal can end.
+pub fn idle_until(when: Option<Instant>) {
+    const LONG: Duration = Duration::from_micros(200);
+    let left = when.map_or(Duration::MAX, |when| when.saturating_duration_since(Instant::now()));
+    if left > LONG {
+        std::thread::sleep((left - LONG / 2).min(Duration::from_millis(20)));
+    } else {
+        std::hint::spin_loop();
     }
 }
 
@@ -325,10 +332,15 @@ pub struct Meter {
 impl Meter {
     /// A meter for `what` is done.
     pub fn new(what: &'static str) -> Self {
-        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(4));
+        let bar = ProgressBar::with_draw_target(None, output::progress(4));
         let style = ProgressStyle::with_template("{spinner} {prefix} {elapsed_precise} {msg}");
         if let Ok(style) = style {
-            bar.set_style(style);
+            let ticks = if output::is_utf8() {
+                "⠁⠂⠄⡀⢀⠠⠐⠈ "
+            } else {
+                "|/-\\ "
+            };
+            bar.set_style(style.tick_chars(ticks));
         }
         bar.set_prefix(what);
         let now = Instant::now();
@@ -356,11 +368,13 @@ impl Meter {
             scaled(rate(stats.rx_packets, self.before.rx_packets)),
             scaled(8.0 * rate(stats.rx_bytes, self.before.rx_bytes)),
         );
-        if std::io::stderr().is_terminal() {
+        // Hidden: no terminal, or one whose lines do not move.
+        if self.bar.is_hidden() {
+            let line = format!("{:6.1} s  {line}\n", self.started.elapsed().as_secs_f64());
+            let _ = output::Log.write_all(line.as_bytes());
+        } else {
             self.bar.set_message(line);
             self.bar.tick();
-        } else {
-            eprintln!("{:6.1} s  {line}", self.started.elapsed().as_secs_f64());
         }
         self.last = Instant::now();
         self.before = stats;
@@ -400,6 +414,8 @@ pub enum Ended {
     Count,
     /// The time was over.
     Time,
+    /// Something failed, after the port was open.
+    Error,
 }
 
 /// The last word of a command.
@@ -409,6 +425,9 @@ pub struct Summary<T: Serialize> {
     pub schema: &'static str,
     /// Why it ended.
     pub ended: Ended,
+    /// What failed, if something did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
     /// How long it ran.
     pub seconds: f64,
     /// The counters of its ports, in their order.
@@ -419,24 +438,50 @@ pub struct Summary<T: Serialize> {
 }
 
 impl<T: Serialize> Summary<T> {
-    /// Prints it: as JSON on the standard output, or as text on the standard error; `line` is the text's beginning.
-    pub fn print(&self, json: bool, line: &str) -> Result<()> {
-        if json {
-            println!("{}", serde_json::to_string(self)?);
-            return Ok(());
+    /// The totals of a command that ended by itself or by `error`.
+    pub fn new(schema: &'static str, outcome: &Result<Ended>, seconds: f64, ports: Vec<Stats>, more: T) -> Self {
+        Summary {
+            schema,
+            ended: *outcome.as_ref().unwrap_or(&Ended::Error),
+            error: outcome.as_ref().err().map(describe),
+            seconds,
+            ports,
+            more,
         }
-        eprintln!(
+    }
+
+    /// Prints it: as JSON on the standard output, or as text on the standard error; `line` is the text's beginning.
+    ///
+    /// # Errors
+    /// The error of `outcome`, told already; the JSON that cannot be written.
+    pub fn print(&self, json: bool, line: &str, outcome: Result<Ended>) -> Result<()> {
+        let written = if json {
+            result!("{}", serde_json::to_string(self)?).map_err(anyhow::Error::from)
+        } else {
+            self.note(line);
+            Ok(())
+        };
+        let Err(error) = outcome else { return written };
+        if output::Lost::quietly(&error) {
+            return Err(error);
+        }
+        note!("usernic: {}", describe(&error));
+        Err(Failed.into())
+    }
+
+    fn note(&self, line: &str) {
+        note!(
             "{line} in {:.3} s{}",
             self.seconds,
-            if self.ended == Ended::Signal {
-                " (ended by a signal)"
-            } else {
-                ""
+            match self.ended {
+                Ended::Signal => " (ended by a signal)",
+                Ended::Error => " (ended by an error)",
+                Ended::Count | Ended::Time => "",
             }
         );
         for (number, s) in self.ports.iter().enumerate() {
             let seconds = self.seconds.max(1e-9);
-            eprintln!(
+            note!(
                 "port {number}: tx {} packets {} bytes ({}pps), rx {} packets {} bytes ({}pps), errors tx {} rx {}, \
                  no buffer {}, anomalies {}, kicks {}",
                 s.tx_packets,
@@ -452,20 +497,7 @@ impl<T: Serialize> Summary<T> {
                 s.kicks,
             );
         }
-        Ok(())
     }
-}
-
-/// Waits until everything sent on `queue` was taken, by asking `done`, for at most `limit`.
-pub fn settle(limit: Duration, mut done: impl FnMut() -> bool) -> bool {
-    let start = Instant::now();
-    while !done() {
-        if start.elapsed() > limit {
-            return false;
-        }
-        std::thread::yield_now();
-    }
-    true
 }
 
 /// How long the other side may take no frame before a sender gives up, and how long a sender stays after its last frame.
@@ -479,10 +511,20 @@ pub struct SendArgs {
 }
 
 impl SendArgs {
-    /// Stays until the other side has taken what is in the ring, or takes none for too long, or `stop` is set.
-    pub fn drain(&self, queue: &mut Queue, stop: &AtomicBool) {
+    /// Stays until the other side has taken what is in the ring, or takes none for too long, or `stop` is set. Whether it
+    /// has taken all.
+    pub fn drain(&self, queue: &mut Queue, stop: &AtomicBool) -> bool {
+        const TURN: Duration = Duration::from_millis(10);
         let deadline = Instant::now() + self.stall;
-        while !queue.drain(Duration::from_millis(10)) && Instant::now() < deadline && !stop.load(Ordering::Relaxed) {}
+        let mut begin = Instant::now();
+        while !queue.drain(TURN) {
+            // A drain that ends early with frames left says that nobody is there to take them.
+            if begin.elapsed() < TURN || begin >= deadline || stop.load(Ordering::Relaxed) {
+                return false;
+            }
+            begin = Instant::now();
+        }
+        true
     }
 }
 
@@ -504,6 +546,43 @@ mod tests {
     }
 
     #[test]
+    fn a_spec_for_another_process_has_a_whole_path() {
+        let here = std::env::current_dir().unwrap();
+        let of = |path: &str| format!("vhost,path={},mtu=9000", here.join(path).display());
+        assert_eq!(whole("vhost,path=a/b,mtu=9000").unwrap(), of("a/b"));
+        for same in [
+            "vhost,path=/r/s,mtu=9000",
+            "vhost",
+            "",
+            "vf,pci=0000:81:10.0",
+            "vhost,path=",
+        ] {
+            assert_eq!(whole(same).unwrap(), same);
+        }
+    }
+
+    #[test]
+    fn counts() {
+        assert_eq!(count("1k"), Ok(1_000));
+        assert_eq!(count("3G"), Ok(3_000_000_000));
+        assert_eq!(count("0"), Ok(0));
+        for bad in ["", "k", "-1", "1.5k", "1T", "99999999999G"] {
+            assert!(count(bad).unwrap_err().contains("10K"), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_first_is_due_at_once_and_each_other_at_its_time() {
+        let mut pacer = Pacer::new(0.001);
+        assert_eq!(pacer.due(32), 1);
+        pacer.sent(1);
+        assert_eq!(pacer.due(32), 0, "the second is due in 1,000 s");
+        let begin = Instant::now();
+        pacer.idle(Some(begin));
+        assert!(begin.elapsed() < Duration::from_secs(5));
+    }
+
+    #[test]
     fn scales() {
         assert_eq!(scaled(0.0), "0.00 ");
         assert_eq!(scaled(12_345.0), "12.3 k");
@@ -519,7 +598,7 @@ mod tests {
             let due = pacer.due(32);
             pacer.sent(due);
             sent += due;
-            pacer.idle();
+            pacer.idle(None);
         }
         let elapsed = start.elapsed().as_secs_f64();
         assert!(sent as f64 <= 10_000.0 * elapsed + 1.0, "{sent} in {elapsed}");

@@ -4,14 +4,21 @@
 //! ends with totals, whether its work is done or a signal ended it; with `--json` they are one JSON object on the
 //! standard output. Exit status: 0 done, 1 failed, 2 used wrongly.
 
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
+
+#[cfg(test)]
+mod any_input;
 mod capture_file;
 mod cmd;
 mod cni;
 mod common;
 mod control;
 mod demo;
+mod descriptors;
 mod metrics;
+mod output;
 mod packets;
+mod ports;
 mod responder;
 mod sample;
 
@@ -72,7 +79,7 @@ enum Command {
     /// Write the capture that ships with the program
     #[command(hide = true)]
     Sample {
-        /// The file
+        /// The file; - is the standard output
         out: PathBuf,
     },
     /// What the demo runs in a container
@@ -81,12 +88,24 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    descriptors::raise();
     // Runtimes call plugins by the name of the file.
     let called = std::env::args_os().next().unwrap_or_default();
     if Path::new(&called).file_name().is_some_and(|name| name == "usernic-cni") {
-        return cni::main();
+        return cni::main_by_name();
     }
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        // Help and the version are results; an error's text is not.
+        Err(answer) => {
+            let written = answer.print().and_then(|()| output::check());
+            return ExitCode::from(if answer.use_stderr() {
+                2
+            } else {
+                u8::from(written.is_err())
+            });
+        }
+    };
     if matches!(cli.command, Command::Cni) {
         return cni::main();
     }
@@ -94,10 +113,11 @@ fn main() -> ExitCode {
     let filter = EnvFilter::try_from_env("USERNIC_LOG").unwrap_or_else(|_| EnvFilter::new(level));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_writer(|| output::Log)
+        .log_internal_errors(false)
         .with_target(false)
         .without_time()
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .with_ansi(output::has_escapes(&std::io::stderr()))
         .init();
     // Without it the other side of a port could end this program by truncating a file.
     if let Err(error) = usernic::install_sigbus_guard() {
@@ -111,7 +131,7 @@ fn main() -> ExitCode {
         Command::Replay(args) => cmd::replay::run(args, cli.json),
         Command::Forward(args) => cmd::forward::run(args, cli.json),
         Command::Ping(args) => cmd::ping::run(args, cli.json),
-        Command::Stats(args) => cmd::stats::run(args),
+        Command::Stats(args) => cmd::stats::run(args, cli.json),
         Command::Cni => unreachable!("answered above"),
         Command::Devices(args) => cmd::devices::run(args, cli.json),
         Command::Vf(args) => cmd::vf::run(args, cli.json),
@@ -120,18 +140,19 @@ fn main() -> ExitCode {
         Command::Doctor(args) => cmd::doctor::run(args, cli.json),
         Command::Cat(args) => cmd::cat::run(args, cli.json),
         Command::Container(args) => cmd::container::run(args, cli.json),
-        Command::Sample { out } => sample::write(&out).map_err(Into::into),
+        Command::Sample { out } => sample::write(&out),
         Command::DemoContainer(args) => demo::container_main(args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) if error.is::<common::Failed>() => ExitCode::FAILURE,
+        Err(error) if error.is::<common::Failed>() || output::Lost::quietly(&error) => ExitCode::FAILURE,
         Err(error) => {
             let usage = error.is::<common::Usage>();
             let message = common::describe(&error);
-            eprintln!("usernic: {message}");
+            crate::note!("usernic: {message}");
             if cli.json {
-                println!("{}", serde_json::json!({ "error": message }));
+                // The status says that it failed, whether this can be written or not.
+                let _ = crate::result!("{}", serde_json::json!({ "error": message }));
             }
             ExitCode::from(if usage { 2 } else { 1 })
         }

@@ -23,8 +23,8 @@ pub struct PortMetrics {
     pub link_up: bool,
     /// Its counters.
     pub stats: Stats,
-    /// What only a switch counts: dropped, filtered, flooded.
-    pub switch: Option<[u64; 3]>,
+    /// What only a switch counts: dropped, filtered, flooded, copies.
+    pub switch: Option<[u64; 4]>,
 }
 
 /// All that is told.
@@ -40,20 +40,26 @@ pub struct Metrics {
 type Counter = (&'static str, &'static str, fn(&PortMetrics) -> Option<u64>);
 
 #[rustfmt::skip]
-const COUNTERS: [Counter; 13] = [
+const COUNTERS: [Counter; 19] = [
     ("usernic_rx_packets", "Frames received from the port", |p| Some(p.stats.rx_packets)),
     ("usernic_rx_bytes", "Their bytes, without FCS", |p| Some(p.stats.rx_bytes)),
     ("usernic_tx_packets", "Frames sent to the port", |p| Some(p.stats.tx_packets)),
     ("usernic_tx_bytes", "Their bytes, without FCS", |p| Some(p.stats.tx_bytes)),
     ("usernic_rx_errors", "Malformed or oversized frames of the other side", |p| Some(p.stats.rx_errors)),
+    ("usernic_rx_runts", "Frames of the other side that are shorter than an Ethernet header", |p| Some(p.stats.rx_runts)),
+    ("usernic_rx_oversize", "Frames of the other side over the MTU of the port", |p| Some(p.stats.rx_oversize)),
     ("usernic_rx_filtered", "Frames that the receive filter kept out", |p| Some(p.stats.rx_filtered)),
+    ("usernic_tx_filtered", "Frames that the receive filter of the other side kept out", |p| Some(p.stats.tx_filtered)),
+    ("usernic_tx_oversize", "Frames for the port over its MTU", |p| Some(p.stats.tx_oversize)),
     ("usernic_tx_errors", "Frames that the other side can never take", |p| Some(p.stats.tx_errors)),
     ("usernic_rx_no_buffer", "Times that the pool had no buffer to receive into", |p| Some(p.stats.rx_no_buffer)),
     ("usernic_anomalies", "Violations of the protocol by the other side", |p| Some(p.stats.anomalies)),
     ("usernic_kicks", "Notifications sent", |p| Some(p.stats.kicks)),
+    ("usernic_peers_refused", "Connections that were ended for what the other side did", |p| Some(p.stats.peers_refused)),
     ("usernic_switch_dropped", "Frames for the port that were dropped since it was full or down", |p| p.switch.map(|s| s[0])),
     ("usernic_switch_filtered", "Frames from the port that went nowhere", |p| p.switch.map(|s| s[1])),
     ("usernic_switch_flooded", "Frames from the port that were flooded", |p| p.switch.map(|s| s[2])),
+    ("usernic_switch_copies", "Copies that were made of flooded frames from the port", |p| p.switch.map(|s| s[3])),
 ];
 
 impl Collector for Metrics {
@@ -114,7 +120,7 @@ mod tests {
             switch,
         };
         let text = render(Metrics {
-            ports: vec![port("a", 7, Some([1, 2, 3])), port("b \"quoted\"", 0, Some([0; 3]))],
+            ports: vec![port("a", 7, Some([1, 2, 3, 4])), port("b \"quoted\"", 0, Some([0; 4]))],
             addresses: Some(5),
         })
         .unwrap();
@@ -135,5 +141,21 @@ mod tests {
         })
         .unwrap();
         assert!(!alone.contains("switch"), "{alone}");
+    }
+
+    #[test]
+    fn no_counter_of_a_port_is_left_out() {
+        let text = render(Metrics {
+            ports: vec![PortMetrics::default()],
+            addresses: None,
+        })
+        .unwrap();
+        let stats = serde_json::to_value(Stats::default()).unwrap();
+        for name in stats.as_object().unwrap().keys() {
+            assert!(
+                text.contains(&format!("# TYPE usernic_{name} counter")),
+                "{name} is not in:\n{text}"
+            );
+        }
     }
 }

@@ -268,18 +268,19 @@ pub fn neighbour_solicitation(mac: Mac, from: Ipv6Addr, to: Ipv6Addr) -> Vec<u8>
     )
 }
 
-/// A whole frame that tells `asker` the Ethernet address of `ip` (RFC 4861 section 4.4), solicited and overriding.
-pub fn neighbour_advertisement(mac: Mac, ip: Ipv6Addr, asker: (Mac, Ipv6Addr)) -> Vec<u8> {
-    let mut body = vec![0x60, 0, 0, 0];
+/// A whole frame that tells `to` the Ethernet address of `ip` (RFC 4861 section 4.4), overriding; solicited, unless it goes
+/// to a group.
+pub fn neighbour_advertisement(mac: Mac, ip: Ipv6Addr, to: (Mac, Ipv6Addr)) -> Vec<u8> {
+    let mut body = vec![if to.1.is_multicast() { 0x20 } else { 0x60 }, 0, 0, 0];
     body.extend_from_slice(&ip.octets());
     body.extend_from_slice(&[2, 1]); // target link-layer address
     body.extend_from_slice(&mac);
-    let message = icmpv6(ip, asker.1, 136, &body);
+    let message = icmpv6(ip, to.1, 136, &body);
     ethernet(
-        asker.0,
+        to.0,
         mac,
         ethertype::IPV6,
-        &ipv6(ip, asker.1, protocol::ICMPV6, 255, &message),
+        &ipv6(ip, to.1, protocol::ICMPV6, 255, &message),
     )
 }
 
@@ -312,6 +313,22 @@ pub fn swap_macs(frame: &mut [u8]) {
 /// The EtherType of an untagged frame.
 pub fn ethertype_of(frame: &[u8]) -> Option<u16> {
     frame.get(12..14).map(|b| u16::from_be_bytes([b[0], b[1]]))
+}
+
+/// Bytes of the VLAN tags behind the addresses of a frame: none, one or two (IEEE 802.1Q, 802.1ad), so far as they are whole
+/// and an EtherType follows.
+pub fn tags(frame: &[u8]) -> usize {
+    let mut len = 0;
+    while len < 8
+        && matches!(
+            frame.get(12 + len..14 + len),
+            Some([0x81, 0x00] | [0x88, 0xa8] | [0x91, 0x00])
+        )
+        && frame.len() >= ETHER_LEN + len + 4
+    {
+        len += 4;
+    }
+    len
 }
 
 /// Whether every checksum in an untagged IPv4 or IPv6 frame of UDP, TCP, ICMP or ICMPv6 is right.

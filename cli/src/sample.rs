@@ -11,7 +11,10 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use crate::capture_file::Writer;
+use anyhow::Context;
+
+use crate::capture_file::{Format, Output, Writer};
+use crate::output;
 use crate::packets::{self, ArpOp, BROADCAST, Mac, ethertype, protocol, tcp_flags};
 
 /// The capture itself, as it is in the repository.
@@ -278,10 +281,12 @@ impl Write for Shared {
     }
 }
 
+impl Output for Shared {}
+
 /// Builds the capture file.
 pub fn build() -> std::io::Result<Vec<u8>> {
     let out = Shared::default();
-    let mut writer = Writer::new(Box::new(out.clone()))?;
+    let mut writer = Writer::new(Box::new(out.clone()), Format::Pcap);
     // 1 January 2026, 08:00 UTC.
     let start = Duration::from_secs(1_767_254_400);
     for (at, frame) in story() {
@@ -293,9 +298,14 @@ pub fn build() -> std::io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Writes the capture to `path`: how `data/demo.pcap` is made.
-pub fn write(path: &Path) -> std::io::Result<()> {
-    std::fs::write(path, build()?)
+/// Writes the capture to `path`, `-` being the standard output: how `data/demo.pcap` is made.
+pub fn write(path: &Path) -> anyhow::Result<()> {
+    let bytes = build()?;
+    match path.to_str() {
+        Some("-") => output::stdout_file().and_then(|mut out| out.write_all(&bytes).map_err(output::lost)),
+        _ => std::fs::write(path, bytes),
+    }
+    .with_context(|| format!("cannot write {}", path.display()))
 }
 
 #[cfg(test)]

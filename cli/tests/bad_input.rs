@@ -58,11 +58,20 @@ fn files(dir: &Path) -> Vec<PathBuf> {
 fn no_such_socket() {
     let place = Place::new();
     for command in ["generate", "forward"] {
-        place.fails(1, &[command, "--port", "virtio-user,path=none.sock"], &["none.sock"]);
+        let line = [command, "--wait", "0", "--port", "virtio-user,path=none.sock"];
+        place.fails(1, &line, &["none.sock"]);
     }
     place.fails(
         1,
-        &["capture", "--port", "virtio-user,path=none.sock", "--pcap", "x.pcap"],
+        &[
+            "capture",
+            "--wait",
+            "0.1",
+            "--port",
+            "virtio-user,path=none.sock",
+            "--pcap",
+            "x.pcap",
+        ],
         &["none.sock"],
     );
     place.fails(
@@ -137,7 +146,7 @@ fn captures_that_are_none() {
     std::fs::write(place.path("empty.pcap"), "").unwrap();
     let port = ["--port", "virtio-user,path=none.sock"];
     let fails = |file: &str, texts: &[&str]| {
-        place.fails(1, &["replay", port[0], port[1], "--pcap", file], texts);
+        place.fails(1, &["replay", port[0], port[1], "--strict", "--pcap", file], texts);
         place.fails(1, &["demo", "--pcap", file], texts);
     };
     fails(
@@ -160,7 +169,7 @@ fn frames_that_are_too_long() {
     let spec = format!("virtio-user,path={}", socket.display());
     place.fails(
         1,
-        &["replay", "--port", &spec, "--pcap", "long.pcap"],
+        &["replay", "--port", &spec, "--strict", "--pcap", "long.pcap"],
         &["frame 2 has 2000 bytes", "mtu=1500 sends at most 1514", "larger mtu="],
     );
     place.fails(
@@ -230,8 +239,27 @@ fn arguments_that_contradict_each_other() {
         &["capture", port[0], port[1], "--pcap", "-", "--json"],
         &["standard output"],
     );
-    place.fails(2, &["generate", port[0], port[1], "--size", "59"], &["60 to 9728"]);
-    place.fails(2, &["generate", port[0], port[1], "--rate", "0"], &["above 0"]);
+    place.fails(2, &["generate", port[0], port[1], "--size", "59"], &["60 to 9724"]);
+    for rate in ["0", "-1", "nan", "1e999", "1Tbit", "1Gbps", "10%"] {
+        let rate = format!("--rate={rate}");
+        place.fails(
+            2,
+            &["generate", port[0], port[1], &rate],
+            &["--rate", "10Gbit", "above 0"],
+        );
+    }
+    for seconds in ["-1", "nan", "1e30", "31536001", "1s"] {
+        let seconds = format!("--seconds={seconds}");
+        place.fails(
+            2,
+            &["generate", port[0], port[1], &seconds],
+            &["--seconds", "at the most"],
+        );
+    }
+    for count in ["-1", "0.5", "99999999999G", "18446744073709551616"] {
+        let count = format!("--count={count}");
+        place.fails(2, &["generate", port[0], port[1], &count], &["--count", "whole number"]);
+    }
     place.fails(2, &["demonstrate"], &["demonstrate"]);
 }
 
@@ -248,7 +276,14 @@ fn a_cpu_that_is_not_there() {
 #[test]
 fn an_error_is_json_too_when_asked() {
     let place = Place::new();
-    let output = place.run(&["--json", "generate", "--port", "virtio-user,path=none.sock"]);
+    let output = place.run(&[
+        "--json",
+        "generate",
+        "--wait",
+        "0",
+        "--port",
+        "virtio-user,path=none.sock",
+    ]);
     assert_eq!(output.status.code(), Some(1));
     let value: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert!(value["error"].as_str().unwrap().contains("none.sock"));

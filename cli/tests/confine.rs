@@ -37,7 +37,7 @@ fn capture(dir: &Path, more: &[&str]) -> (Running, Value) {
     let end = Instant::now() + Duration::from_secs(10);
     loop {
         let stats = Command::new(env!("CARGO_BIN_EXE_usernic"))
-            .arg("stats")
+            .args(["--json", "stats"])
             .arg("--control")
             .arg(&control)
             .output()

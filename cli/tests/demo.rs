@@ -37,6 +37,20 @@ fn open_folder() -> tempfile::TempDir {
 }
 
 #[test]
+fn a_folder_for_temporary_files_that_will_not_do_is_named_with_its_variable() {
+    let dir = open_folder();
+    let long = dir.path().join("x".repeat(100));
+    std::fs::create_dir(&long).unwrap();
+    for folder in [long, dir.path().join("missing")] {
+        let output = demo(dir.path()).env("TMPDIR", &folder).output().unwrap();
+        let message = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success(), "{message}");
+        let named = message.contains(&*folder.to_string_lossy()) && message.contains("TMPDIR");
+        assert!(named, "{message}");
+    }
+}
+
+#[test]
 fn the_capture_arrives_and_everything_is_measured() {
     let dir = open_folder();
     let output = demo(dir.path()).args(["--seconds", "1"]).output().unwrap();

@@ -383,7 +383,7 @@ fn a_container_gets_its_function_and_nothing_else() {
     );
     let limits = oci["process"]["rlimits"].as_array().unwrap();
     assert!(
-        limits.contains(&json!({"type": "RLIMIT_MEMLOCK", "hard": 2 << 20, "soft": 2 << 20})),
+        limits.contains(&json!({"type": "RLIMIT_MEMLOCK", "hard": 4 << 20, "soft": 4 << 20})),
         "{limits:?}"
     );
     let cdi = parse(&machine.does("container --vf 0000:81:10.2 --format cdi"));
@@ -400,7 +400,7 @@ fn a_container_gets_its_function_and_nothing_else() {
     );
     let line = machine.does("container --vf 0000:81:10.2 --format podman");
     assert!(
-        line.contains("--device=/dev/vfio/32") && line.contains("--ulimit=memlock=2097152:2097152"),
+        line.contains("--device=/dev/vfio/32") && line.contains("--ulimit=memlock=4194304:4194304"),
         "{line}"
     );
     machine.group("0000:81:10.2", None);

@@ -70,6 +70,32 @@ fn a_port_that_can_be_opened_is_fit() {
     assert!(front.wait_link(std::time::Duration::from_secs(5)));
 }
 
+/// A path that is not whole begins where the program runs, as it does where a port is opened.
+#[test]
+fn a_relative_path_is_looked_for_where_the_program_runs() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("sub/s");
+    std::fs::create_dir(dir.path().join("sub")).unwrap();
+    let _back_end = usernic::Port::open(&format!("vhost,path={}", socket.display())).unwrap();
+    for (spec, check, path) in [
+        ("virtio-user,path=sub/s,memory=memfd", "back-end", "sub/s"),
+        ("vhost,path=sub/new", "socket", "sub/new"),
+        ("vhost,path=new", "socket", "new"),
+        ("virtio-user,path=./new,memory=memfd,server=1", "socket", "new"),
+    ] {
+        let output = doctor(&["--json", "--port", spec])
+            .current_dir(dir.path())
+            .output()
+            .unwrap();
+        let report = json(&output);
+        assert_eq!(output.status.code(), Some(0), "{spec}: {report:#}");
+        let findings = report["findings"].as_array().unwrap();
+        let told = findings.iter().find(|finding| finding["check"] == check).unwrap();
+        let whole = dir.path().join(path).display().to_string();
+        assert!(told["what"].as_str().unwrap().contains(&whole), "{spec}: {told}");
+    }
+}
+
 #[test]
 fn a_spinning_thread_is_measured() {
     let output = doctor(&["--json", "--spin", "0.05"]).output().unwrap();
@@ -135,7 +161,7 @@ fn the_prepared_tree_is_read_in_place_of_the_machine() {
 #[test]
 fn a_seccomp_filter_that_is_too_tight_is_named() {
     use seccompiler::{SeccompAction, SeccompFilter};
-    let refused = [libc::SYS_memfd_create, libc::SYS_membarrier];
+    let refused = [libc::SYS_memfd_create, libc::SYS_membarrier, libc::SYS_io_setup];
     let filter = SeccompFilter::new(
         refused.into_iter().map(|call| (call, Vec::new())).collect(),
         SeccompAction::Allow,
@@ -151,7 +177,8 @@ fn a_seccomp_filter_that_is_too_tight_is_named() {
     let output = command.output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     let report = json(&output);
-    assert_eq!(checks(&report, "fault"), ["seccomp-too-tight"], "{report:#}");
+    assert_eq!(checks(&report, "fault"), ["seccomp-too-tight"; 2], "{report:#}");
+    assert!(report["findings"].to_string().contains("allow io_setup"), "{report:#}");
     assert!(
         checks(&report, "warning").contains(&"seccomp-too-tight".to_owned()),
         "{report:#}"

@@ -1,126 +1,11 @@
 //! The programs together: a switch, and everything that a port can be used for, over real sockets.
 
-use std::path::PathBuf;
-use std::process::{Child, Command, Output, Stdio};
+mod lab;
+
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
-use tempfile::TempDir;
-
-struct Lab {
-    dir: TempDir,
-}
-
-/// A running program, killed if the test fails.
-struct Running(Option<Child>);
-
-impl Running {
-    /// Sends a signal.
-    fn signal(&self, signal: i32) {
-        let pid = self.0.as_ref().unwrap().id() as i32;
-        // SAFETY: a signal to a child that was not waited for: the number is still its own.
-        assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
-    }
-
-    /// Waits for its end: exit status and JSON.
-    fn end(mut self) -> (Option<i32>, Value) {
-        let output = self.0.take().unwrap().wait_with_output().unwrap();
-        (output.status.code(), json(&output))
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        if let Some(child) = &mut self.0 {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
-}
-
-fn json(output: &Output) -> Value {
-    let text = String::from_utf8_lossy(&output.stdout);
-    serde_json::from_str(text.trim())
-        .unwrap_or_else(|e| panic!("{e}: {text:?}, stderr: {}", String::from_utf8_lossy(&output.stderr)))
-}
-
-impl Lab {
-    fn new() -> Self {
-        Lab {
-            dir: tempfile::tempdir().unwrap(),
-        }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn command(&self, line: &str) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_usernic"));
-        command
-            .arg("--json")
-            .args(line.split_whitespace())
-            .current_dir(self.dir.path());
-        command
-    }
-
-    fn start(&self, line: &str) -> Running {
-        let child = self
-            .command(line)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        Running(Some(child))
-    }
-
-    fn run(&self, line: &str) -> Value {
-        let output = self.command(line).output().unwrap();
-        assert!(
-            output.status.success(),
-            "{line}: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-        json(&output)
-    }
-
-    /// Starts a switch with a control socket, and waits until it serves it.
-    fn switch(&self, arguments: &str) -> Running {
-        let switch = self.start(&format!("switch {arguments} --control ctl"));
-        self.until("the switch serves its control socket", || self.path("ctl").exists());
-        switch
-    }
-
-    fn until(&self, what: &str, mut done: impl FnMut() -> bool) {
-        let start = Instant::now();
-        while !done() {
-            assert!(start.elapsed() < Duration::from_secs(10), "not within 10 s: {what}");
-            std::thread::sleep(Duration::from_millis(20));
-        }
-    }
-
-    /// Waits until the switch says that the links of these ports are up.
-    fn until_up(&self, ports: &[&str]) {
-        self.until(&format!("{ports:?} are up"), || {
-            let output = self.command("stats --control ctl").output().unwrap();
-            let stats: Value = serde_json::from_slice(&output.stdout).unwrap();
-            let list = stats["ports"].as_array().unwrap();
-            ports
-                .iter()
-                .all(|name| list.iter().any(|p| p["name"] == *name && p["link_up"] == true))
-        });
-    }
-}
-
-fn port(value: &Value, name: &str) -> Value {
-    value["ports"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .find(|p| p["name"] == name)
-        .unwrap()
-        .clone()
-}
+use lab::{Lab, Running, port};
 
 #[test]
 fn a_capture_goes_through_the_cross_connect() {
@@ -233,10 +118,55 @@ fn generated_frames_are_counted_everywhere() {
     let message = String::from_utf8_lossy(&held.stderr);
     assert_eq!(held.status.code(), Some(1), "{message}");
     assert!(
-        message.contains("taken no frame for 0.3 s") && message.contains("of 1000 frames"),
+        message.contains("taken no frame for 0.3 s") && message.contains("frames of out.pcap"),
         "{message}"
     );
     drop(switch);
+}
+
+#[test]
+fn bits_a_second_are_those_of_a_wire_and_what_was_sent_is_told() {
+    let lab = Lab::new();
+    let switch = lab.switch("--listen a,b --connect 0:1");
+    let capture = lab.start("capture --port virtio-user,path=b --pcap out.pcap --timeout 30");
+    lab.until_up(&["b"]);
+    // 84 bytes of a wire each: 10,000 a second.
+    let made = lab.run("generate --port virtio-user,path=a --count 1000 --size 60 --rate 6.72Mbit");
+    let seconds = made["seconds"].as_f64().unwrap();
+    assert!(seconds >= 0.09, "1000 at 10 K a second take 100 ms: {made}");
+    let wire = made["wire_bps"].as_f64().unwrap();
+    assert!((wire * seconds - 1000.0 * 84.0 * 8.0).abs() < 1.0, "{made}");
+    let of = |name: &str| made[name].as_u64();
+    assert_eq!(
+        (of("frames"), of("bytes"), of("dropped")),
+        (Some(1000), Some(60_000), Some(0))
+    );
+    assert_eq!(made["taken"], true);
+    capture.signal(libc::SIGINT);
+    capture.end();
+    // With nobody behind b the cross-connect holds what it has: what stays in the ring was not taken.
+    let made = lab.run("generate --port virtio-user,path=a --count 200 --stall 0.3");
+    assert_eq!(
+        (&made["taken"], made["frames"].as_u64()),
+        (&false.into(), Some(200)),
+        "{made}"
+    );
+    drop(switch);
+}
+
+#[test]
+fn the_sample_is_a_capture_on_the_standard_output_too() {
+    let lab = Lab::new();
+    let output = lab.command("sample -").output().unwrap();
+    assert!(output.status.success() && !lab.path("-").exists());
+    assert!(output.stdout == include_bytes!("../data/demo.pcap"));
+    // A reader that has left is no fault of the program's, and no panic.
+    let mut head = lab.command("sample -");
+    let mut child = head.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert!(!String::from_utf8_lossy(&output.stderr).contains("panicked"));
+    assert_eq!(output.status.code(), Some(1));
 }
 
 #[test]
@@ -286,7 +216,7 @@ fn a_capture_to_the_standard_output() {
     let switch = lab.switch("--listen a,b --connect a:b");
     let mut command = Command::new(env!("CARGO_BIN_EXE_usernic"));
     let line = "capture --port virtio-user,path=b --pcap - --count 3 --timeout 20";
-    command.args(line.split_whitespace()).current_dir(lab.dir.path());
+    command.args(line.split_whitespace()).current_dir(lab.folder());
     let capture = Running(Some(
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap(),
     ));

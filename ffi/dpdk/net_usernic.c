@@ -18,7 +18,7 @@
 /* Between two looks at a connection, in microseconds. */
 #define LOOK 50000
 
-RTE_LOG_REGISTER_DEFAULT(usernic_logtype, NOTICE);
+RTE_LOG_REGISTER(usernic_logtype, pmd.net.usernic, NOTICE);
 
 /* As virtio_user has them, and some of usernic's own. */
 static const char *const usernic_keys[] = {"path",	"queues", "queue_size", "packed_vq", "mrg_rxbuf",   "in_order",
@@ -101,7 +101,7 @@ static int usernic_spec(const char *name, const char *arguments, char *spec)
 		result = -EINVAL;
 	}
 	if (result == 0) {
-		strlcpy(spec, "virtio-user", PATH_MAX);
+		snprintf(spec, PATH_MAX, "virtio-user");
 		if (rte_kvargs_count(pairs, "vf") == 1)
 			result = rte_kvargs_process(pairs, "vf", usernic_vf, spec);
 	}
@@ -118,7 +118,7 @@ static int usernic_make(struct rte_vdev_device *vdev, struct rte_eth_dev *eth)
 	char spec[PATH_MAX];
 	int result;
 
-	strlcpy(dev->name, rte_vdev_device_name(vdev), sizeof(dev->name));
+	rte_strscpy(dev->name, rte_vdev_device_name(vdev), sizeof(dev->name));
 	dev->port_id = eth->data->port_id;
 	result = usernic_spec(dev->name, rte_vdev_device_args(vdev), spec);
 	if (result < 0)

@@ -174,6 +174,8 @@ struct usernic_filter {
 struct usernic_counts {
 	uint64_t packets, bytes;
 	uint64_t errors;   /* rx: malformed; tx: frames that could not be sent, and were freed */
+	uint64_t runts;	   /* rx: of less than 14 bytes */
+	uint64_t oversize; /* rx: longer than the MTU allows */
 	uint64_t filtered; /* rx: for somebody else */
 	uint64_t empty;	   /* rx: buffers that the pool did not have */
 	uint64_t chains;   /* frames of several segments */
@@ -185,6 +187,11 @@ struct usernic_port;
 struct usernic_rx;
 struct usernic_tx;
 
+/* What DPDK knows a queue by begins so: null while the port is stopped, when DPDK's calls still come. */
+struct usernic_handle {
+	void *running; /* struct usernic_rx or usernic_tx */
+};
+
 /* All that fails gives a negative errno and a text, which is the thread's until its next call. */
 const char *usernic_pmd_error(void);
 int32_t usernic_pmd_open(const char *spec, const struct usernic_calls *calls, struct usernic_port **port);
@@ -194,7 +201,7 @@ void usernic_pmd_info(struct usernic_port *port, struct usernic_info *info);
 /* Bytes of memory that a started port needs, in DPDK's memory, aligned to 4096. */
 uint64_t usernic_pmd_memory(struct usernic_port *port, const struct usernic_config *config,
 			    const struct usernic_rx_setup *rx, const struct usernic_tx_setup *tx);
-/* Starts: queues[i] and queues[pairs + i] are what the burst functions take. */
+/* Starts: queues[i] and queues[pairs + i] are a struct usernic_rx and a struct usernic_tx. */
 int32_t usernic_pmd_start(struct usernic_port *port, const struct usernic_config *config,
 			  const struct usernic_rx_setup *rx, const struct usernic_tx_setup *tx, void *memory,
 			  void **queues);
@@ -204,25 +211,22 @@ void usernic_pmd_stop(struct usernic_port *port);
 int32_t usernic_pmd_share(struct usernic_port *port);
 /* Looks after the connection: 1, the link is up; 0, it is down. */
 int32_t usernic_pmd_service(struct usernic_port *port);
-/* What becomes readable when there is something to look after; -1: look every now and then. */
-int32_t usernic_pmd_fd(struct usernic_port *port);
 int32_t usernic_pmd_filter(struct usernic_port *port, const struct usernic_filter *filter);
 void usernic_pmd_vlan_strip(struct usernic_port *port, uint8_t on);
 int32_t usernic_pmd_mtu(struct usernic_port *port, uint16_t mtu);
 int32_t usernic_pmd_rss(struct usernic_port *port, struct usernic_rss *rss);
 int32_t usernic_pmd_set_rss(struct usernic_port *port, const struct usernic_rss *rss);
 
+/* `queue`: a struct usernic_handle. */
 uint16_t usernic_pmd_rx(void *queue, struct rte_mbuf **mbufs, uint16_t count);
 uint16_t usernic_pmd_tx(void *queue, struct rte_mbuf **mbufs, uint16_t count);
 void usernic_pmd_rx_counts(struct usernic_rx *queue, struct usernic_counts *counts);
 void usernic_pmd_tx_counts(struct usernic_tx *queue, struct usernic_counts *counts);
+/* What becomes readable with each notification. Nobody reads it: see src/wake.rs. */
 int32_t usernic_pmd_rx_fd(struct usernic_rx *queue);
-/* Wants to be notified, or not. 1: frames are there. */
-int32_t usernic_pmd_rx_arm(struct usernic_rx *queue, uint8_t on);
-/* Frees up to `most` (0: all) frames that the other side has taken. */
-int32_t usernic_pmd_tx_clean(struct usernic_tx *queue, uint32_t most);
-/* Descriptors in use. */
-uint32_t usernic_pmd_tx_used(struct usernic_tx *queue);
-uint32_t usernic_pmd_rx_posted(struct usernic_rx *queue);
+/* Wants to be notified, or not. 1: frames are there. `queue`: a struct usernic_handle. */
+int32_t usernic_pmd_rx_arm(void *queue, uint8_t on);
+/* Frees up to `most` (0: all) frames that the other side has taken. `queue`: a struct usernic_handle. */
+int32_t usernic_pmd_tx_clean(void *queue, uint32_t most);
 
 #endif

@@ -35,12 +35,14 @@
 #define USERNIC_F_MRG_RXBUF (1ULL << 15)
 
 struct usernic_rxq {
+	struct usernic_handle handle; /* first */
 	struct rte_mempool *pool;
 	struct rte_eth_rxconf conf;
 	uint16_t size;
 };
 
 struct usernic_txq {
+	struct usernic_handle handle; /* first */
 	struct rte_eth_txconf conf;
 	uint16_t size;
 };
@@ -97,7 +99,11 @@ uint16_t usernic_tx_prepare(void *queue, struct rte_mbuf **mbufs, uint16_t count
 uint16_t usernic_vf_prepare(void *queue, struct rte_mbuf **mbufs, uint16_t count);
 
 /* net_usernic_stats.c */
+#if RTE_VERSION >= RTE_VERSION_NUM(25, 11, 0, 0)
+int usernic_stats_get(struct rte_eth_dev *eth, struct rte_eth_stats *stats, struct eth_queue_stats *queues);
+#else
 int usernic_stats_get(struct rte_eth_dev *eth, struct rte_eth_stats *stats);
+#endif
 int usernic_stats_reset(struct rte_eth_dev *eth);
 int usernic_xstats_get(struct rte_eth_dev *eth, struct rte_eth_xstat *values, unsigned int most);
 int usernic_xstats_names(struct rte_eth_dev *eth, struct rte_eth_xstat_name *names, unsigned int most);

@@ -78,14 +78,16 @@ int usernic_mac_set(struct rte_eth_dev *eth, struct rte_ether_addr *address)
 
 int usernic_mac_add(struct rte_eth_dev *eth, struct rte_ether_addr *address, uint32_t index, uint32_t pool __rte_unused)
 {
+	struct rte_ether_addr before;
 	int result;
 
 	if (index > USERNIC_MAX_ADDRESSES)
 		return -EINVAL;
+	before = eth->data->mac_addrs[index];
 	rte_ether_addr_copy(address, &eth->data->mac_addrs[index]);
 	result = usernic_use_this(eth);
 	if (result < 0)
-		memset(&eth->data->mac_addrs[index], 0, sizeof(*address));
+		eth->data->mac_addrs[index] = before;
 	return result;
 }
 
@@ -104,12 +106,21 @@ void usernic_mac_remove(struct rte_eth_dev *eth, uint32_t index)
 int usernic_groups_set(struct rte_eth_dev *eth, struct rte_ether_addr *groups, uint32_t count)
 {
 	struct usernic_dev *dev = usernic_dev_of(eth);
+	struct rte_ether_addr before[USERNIC_MAX_ADDRESSES];
+	uint16_t count_before = dev->group_count;
+	int result;
 
 	if (count > USERNIC_MAX_ADDRESSES)
 		return -ENOSPC;
+	memcpy(before, dev->groups, sizeof(before));
 	memcpy(dev->groups, groups, count * sizeof(*groups));
 	dev->group_count = count;
-	return usernic_use_this(eth);
+	result = usernic_use_this(eth);
+	if (result < 0) {
+		memcpy(dev->groups, before, sizeof(before));
+		dev->group_count = count_before;
+	}
+	return result;
 }
 
 int usernic_vlan_filter(struct rte_eth_dev *eth, uint16_t id, int on)
@@ -132,13 +143,18 @@ int usernic_vlan_offload(struct rte_eth_dev *eth, int mask)
 	struct usernic_dev *dev = usernic_dev_of(eth);
 	uint64_t offloads = eth->data->dev_conf.rxmode.offloads;
 
+	/* First what can be refused: DPDK takes all of it back then. */
+	if (mask & RTE_ETH_VLAN_FILTER_MASK) {
+		int result = usernic_use_this(eth);
+
+		if (result < 0)
+			return result;
+	}
 	if (mask & RTE_ETH_VLAN_STRIP_MASK) {
 		dev->vlan_strip = (offloads & RTE_ETH_RX_OFFLOAD_VLAN_STRIP) != 0;
 		pthread_mutex_lock(&dev->lock);
 		usernic_pmd_vlan_strip(dev->port, dev->vlan_strip);
 		pthread_mutex_unlock(&dev->lock);
 	}
-	if (mask & RTE_ETH_VLAN_FILTER_MASK)
-		return usernic_use_this(eth);
 	return 0;
 }

@@ -55,7 +55,8 @@ static void usernic_append(struct rte_mbuf *frame, struct rte_mbuf *last, struct
 /* A frame that came from another port of the host with its checksum left open, or with several segments in one. */
 static int usernic_open_frame(struct rte_mbuf *frame, const struct usernic_header *header)
 {
-	struct rte_net_hdr_lens lens;
+	/* What the frame does not have stays 0. */
+	struct rte_net_hdr_lens lens = {0};
 	uint32_t start = rte_le_to_cpu_16(header->csum_start), offset = rte_le_to_cpu_16(header->csum_offset);
 	uint32_t ptype = rte_net_get_ptype(frame, &lens, RTE_PTYPE_ALL_MASK), l4 = ptype & RTE_PTYPE_L4_MASK;
 	uint32_t headers = lens.l2_len + lens.l3_len + lens.l4_len;
@@ -92,22 +93,34 @@ static int usernic_open_frame(struct rte_mbuf *frame, const struct usernic_heade
 	return 0;
 }
 
+/* The longest header of IPv4, in bytes. */
+#define IPV4_MAX (15 * RTE_IPV4_IHL_MULTIPLIER)
+
 static void usernic_look_at_ipv4(struct rte_mbuf *frame)
 {
-	const struct rte_ether_hdr *ether = rte_pktmbuf_mtod(frame, const struct rte_ether_hdr *);
-	const struct rte_vlan_hdr *vlan = (const void *)(ether + 1);
-	const struct rte_ipv4_hdr *ipv4 = (const void *)vlan;
-	uint32_t offset = sizeof(*ether);
-	rte_be16_t type = ether->ether_type;
+	struct {
+		struct rte_ether_hdr ether;
+		uint8_t rest[sizeof(struct rte_vlan_hdr) + IPV4_MAX];
+	} copy;
+	uint32_t length = RTE_MIN(frame->data_len, sizeof(copy)), offset = 0, header;
+	const struct rte_vlan_hdr *vlan = (const void *)copy.rest;
+	const struct rte_ipv4_hdr *ipv4;
+	rte_be16_t type;
 
-	if (type == rte_cpu_to_be_16(RTE_ETHER_TYPE_VLAN)) {
-		ipv4 = (const void *)(vlan + 1);
-		offset += sizeof(*vlan);
-		if (frame->data_len >= offset)
-			type = vlan->eth_proto;
+	/* Once: the other side may write the frame meanwhile, and the length of its header is in it. */
+	memcpy(&copy, rte_pktmbuf_mtod(frame, const void *), length);
+	rte_compiler_barrier();
+	length -= sizeof(copy.ether);
+	type = copy.ether.ether_type;
+	if (type == rte_cpu_to_be_16(RTE_ETHER_TYPE_VLAN) && length >= sizeof(*vlan)) {
+		offset = sizeof(*vlan);
+		type = vlan->eth_proto;
 	}
-	if (type != rte_cpu_to_be_16(RTE_ETHER_TYPE_IPV4) || frame->data_len < offset + sizeof(*ipv4) ||
-	    frame->data_len < offset + rte_ipv4_hdr_len(ipv4) || rte_ipv4_hdr_len(ipv4) < sizeof(*ipv4))
+	ipv4 = (const void *)(copy.rest + offset);
+	if (type != rte_cpu_to_be_16(RTE_ETHER_TYPE_IPV4) || length < offset + sizeof(*ipv4))
+		return;
+	header = rte_ipv4_hdr_len(ipv4);
+	if (header < sizeof(*ipv4) || length < offset + header)
 		return;
 	frame->ol_flags |= rte_ipv4_cksum(ipv4) == 0 ? RTE_MBUF_F_RX_IP_CKSUM_GOOD : RTE_MBUF_F_RX_IP_CKSUM_BAD;
 }

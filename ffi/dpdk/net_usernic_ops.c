@@ -300,7 +300,7 @@ static int usernic_wishes(struct rte_eth_dev *eth, struct usernic_config *config
 	return 0;
 }
 
-/* An eventfd for each receive queue, for applications that sleep. */
+/* A descriptor for each receive queue, for applications that sleep. */
 static int usernic_interrupts(struct rte_eth_dev *eth)
 {
 	struct usernic_dev *dev = usernic_dev_of(eth);
@@ -316,7 +316,8 @@ static int usernic_interrupts(struct rte_eth_dev *eth)
 	if (rte_intr_type_set(dev->intr, RTE_INTR_HANDLE_VDEV) < 0 ||
 	    rte_intr_vec_list_alloc(dev->intr, NULL, count) < 0 || rte_intr_nb_efd_set(dev->intr, count) < 0 ||
 	    rte_intr_max_intr_set(dev->intr, count + 1) < 0 ||
-	    rte_intr_efd_counter_size_set(dev->intr, sizeof(uint64_t)) < 0)
+	    /* No byte is to be read of it: see src/wake.rs. */
+	    rte_intr_efd_counter_size_set(dev->intr, 0) < 0)
 		return -rte_errno;
 	for (i = 0; i < count; i++)
 		if (rte_intr_vec_list_index_set(dev->intr, i, RTE_INTR_VEC_RXTX_OFFSET + i) < 0 ||
@@ -351,21 +352,22 @@ static int usernic_stop(struct rte_eth_dev *eth)
 	uint16_t i;
 
 	eth->data->dev_started = 0;
+	/* Of a descriptor that is closed an application's epoll would keep an entry that cannot be replaced. */
+	if (dev->intr != NULL)
+		rte_intr_free_epoll_fd(dev->intr);
 	pthread_mutex_lock(&dev->lock);
 	if (dev->started) {
 		usernic_stats_keep(dev);
 		dev->started = false;
+		for (i = 0; i < USERNIC_MAX_PAIRS; i++)
+			dev->rxq[i].handle.running = dev->txq[i].handle.running = NULL;
 		usernic_pmd_stop(dev->port);
 	}
 	pthread_mutex_unlock(&dev->lock);
-	for (i = 0; i < eth->data->nb_rx_queues; i++) {
-		eth->data->rx_queues[i] = &dev->rxq[i];
+	for (i = 0; i < eth->data->nb_rx_queues; i++)
 		eth->data->rx_queue_state[i] = RTE_ETH_QUEUE_STATE_STOPPED;
-	}
-	for (i = 0; i < eth->data->nb_tx_queues; i++) {
-		eth->data->tx_queues[i] = &dev->txq[i];
+	for (i = 0; i < eth->data->nb_tx_queues; i++)
 		eth->data->tx_queue_state[i] = RTE_ETH_QUEUE_STATE_STOPPED;
-	}
 	rte_free(dev->rings);
 	dev->rings = NULL;
 	usernic_show_link(eth);
@@ -406,11 +408,11 @@ static int usernic_start(struct rte_eth_dev *eth)
 	if (result < 0)
 		goto failed;
 	for (i = 0; i < eth->data->nb_rx_queues; i++) {
-		eth->data->rx_queues[i] = dev->queues[i];
+		dev->rxq[i].handle.running = dev->queues[i];
 		eth->data->rx_queue_state[i] = RTE_ETH_QUEUE_STATE_STARTED;
 	}
 	for (i = 0; i < eth->data->nb_tx_queues; i++) {
-		eth->data->tx_queues[i] = dev->queues[dev->pairs + i];
+		dev->txq[i].handle.running = dev->queues[dev->pairs + i];
 		eth->data->tx_queue_state[i] = RTE_ETH_QUEUE_STATE_STARTED;
 	}
 	usernic_use_filter(eth, eth->data->promiscuous, eth->data->all_multicast);
@@ -472,12 +474,16 @@ static int usernic_mtu(struct rte_eth_dev *eth, uint16_t mtu)
 
 static int usernic_rx_arm(struct rte_eth_dev *eth, uint16_t index)
 {
+	if (!usernic_dev_of(eth)->started)
+		return -EIO;
 	usernic_pmd_rx_arm(eth->data->rx_queues[index], 1);
 	return 0;
 }
 
 static int usernic_rx_disarm(struct rte_eth_dev *eth, uint16_t index)
 {
+	if (!usernic_dev_of(eth)->started)
+		return -EIO;
 	usernic_pmd_rx_arm(eth->data->rx_queues[index], 0);
 	return 0;
 }
@@ -500,14 +506,22 @@ static int usernic_burst_mode(struct rte_eth_dev *eth, uint16_t index __rte_unus
 	return 0;
 }
 
-/* Headers that a device recognises; a back-end tells none. */
+/* Headers that a device recognises; a back-end tells none. The list ends with RTE_PTYPE_UNKNOWN, or since DPDK 24.03 by its
+ * length. */
+#if RTE_VERSION >= RTE_VERSION_NUM(24, 3, 0, 0)
+static const uint32_t *usernic_ptypes(struct rte_eth_dev *eth, size_t *count)
+#else
 static const uint32_t *usernic_ptypes(struct rte_eth_dev *eth)
+#endif
 {
 	static const uint32_t ptypes[] = {
 		RTE_PTYPE_L2_ETHER, RTE_PTYPE_L3_IPV4, RTE_PTYPE_L3_IPV4_EXT, RTE_PTYPE_L3_IPV6, RTE_PTYPE_L3_IPV6_EXT,
 		RTE_PTYPE_L4_TCP, RTE_PTYPE_L4_UDP, RTE_PTYPE_L4_SCTP, RTE_PTYPE_UNKNOWN,
 	};
 
+#if RTE_VERSION >= RTE_VERSION_NUM(24, 3, 0, 0)
+	*count = RTE_DIM(ptypes) - 1;
+#endif
 	return usernic_dev_of(eth)->info.vf ? ptypes : NULL;
 }
 

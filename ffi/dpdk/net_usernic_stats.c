@@ -15,6 +15,8 @@ struct usernic_name {
 
 static const struct usernic_name rx_names[] = {
 	{"malformed", offsetof(struct usernic_counts, errors)},
+	{"runts", offsetof(struct usernic_counts, runts)},
+	{"oversize", offsetof(struct usernic_counts, oversize)},
 	{"filtered", offsetof(struct usernic_counts, filtered)},
 	{"no_mbufs", offsetof(struct usernic_counts, empty)},
 	{"joined", offsetof(struct usernic_counts, chains)},
@@ -72,10 +74,16 @@ void usernic_stats_keep(struct usernic_dev *dev)
 	}
 }
 
-int usernic_stats_get(struct rte_eth_dev *eth, struct rte_eth_stats *stats)
+/* Before DPDK 25.11 the counters of queues were fields of rte_eth_stats. */
+#if RTE_VERSION < RTE_VERSION_NUM(25, 11, 0, 0)
+#define eth_queue_stats rte_eth_stats
+#endif
+
+static int usernic_stats(struct rte_eth_dev *eth, struct rte_eth_stats *stats, struct eth_queue_stats *queues)
 {
 	struct usernic_dev *dev = usernic_dev_of(eth);
 	struct usernic_counts counts;
+	uint64_t errors;
 	uint16_t i;
 
 	pthread_mutex_lock(&dev->lock);
@@ -83,12 +91,13 @@ int usernic_stats_get(struct rte_eth_dev *eth, struct rte_eth_stats *stats)
 		counts = usernic_since(dev, true, i);
 		stats->ipackets += counts.packets;
 		stats->ibytes += counts.bytes;
-		stats->ierrors += counts.errors;
+		errors = counts.errors + counts.runts + counts.oversize;
+		stats->ierrors += errors;
 		stats->rx_nombuf += counts.empty;
-		if (i < RTE_ETHDEV_QUEUE_STAT_CNTRS) {
-			stats->q_ipackets[i] = counts.packets;
-			stats->q_ibytes[i] = counts.bytes;
-			stats->q_errors[i] = counts.errors;
+		if (queues != NULL && i < RTE_ETHDEV_QUEUE_STAT_CNTRS) {
+			queues->q_ipackets[i] = counts.packets;
+			queues->q_ibytes[i] = counts.bytes;
+			queues->q_errors[i] = errors;
 		}
 	}
 	for (i = 0; i < eth->data->nb_tx_queues; i++) {
@@ -96,14 +105,26 @@ int usernic_stats_get(struct rte_eth_dev *eth, struct rte_eth_stats *stats)
 		stats->opackets += counts.packets;
 		stats->obytes += counts.bytes;
 		stats->oerrors += counts.errors;
-		if (i < RTE_ETHDEV_QUEUE_STAT_CNTRS) {
-			stats->q_opackets[i] = counts.packets;
-			stats->q_obytes[i] = counts.bytes;
+		if (queues != NULL && i < RTE_ETHDEV_QUEUE_STAT_CNTRS) {
+			queues->q_opackets[i] = counts.packets;
+			queues->q_obytes[i] = counts.bytes;
 		}
 	}
 	pthread_mutex_unlock(&dev->lock);
 	return 0;
 }
+
+#if RTE_VERSION >= RTE_VERSION_NUM(25, 11, 0, 0)
+int usernic_stats_get(struct rte_eth_dev *eth, struct rte_eth_stats *stats, struct eth_queue_stats *queues)
+{
+	return usernic_stats(eth, stats, queues);
+}
+#else
+int usernic_stats_get(struct rte_eth_dev *eth, struct rte_eth_stats *stats)
+{
+	return usernic_stats(eth, stats, stats);
+}
+#endif
 
 int usernic_stats_reset(struct rte_eth_dev *eth)
 {

@@ -100,6 +100,12 @@
 #define USERNIC_FRAME_DROP 1024
 
 /**
+ * Set by usernic_frame_push(): bytes before the frame may have been written, also if the frame does not begin there any
+ * more when it is sent. A program that moves data by itself sets it, too.
+ */
+#define USERNIC_FRAME_PUSHED 2048
+
+/**
  * Bytes before each buffer's address that belong to the library and the other side while it is posted or sent.
  */
 #define USERNIC_LENT_HEADER 12
@@ -362,7 +368,8 @@ typedef struct usernic_counts {
      */
     uint64_t tx_bytes;
     /**
-     * Frames of the other side that were malformed, or did not fit the port's buffers, and were dropped.
+     * Frames of the other side that were malformed, did not fit the port's buffers, or came from a ring that it had
+     * disabled, and were dropped.
      */
     uint64_t rx_errors;
     /**
@@ -385,6 +392,22 @@ typedef struct usernic_counts {
      * Notifications sent: each a system call.
      */
     uint64_t kicks;
+    /**
+     * Frames of the other side with fewer bytes than an Ethernet header has, which were dropped.
+     */
+    uint64_t rx_runts;
+    /**
+     * Frames of the other side that are longer than the port's MTU allows, and were dropped.
+     */
+    uint64_t rx_oversize;
+    /**
+     * Frames to send that are longer than the port's MTU allows, and were dropped.
+     */
+    uint64_t tx_oversize;
+    /**
+     * Frames to send that the other side's receive filter keeps out, and that were dropped.
+     */
+    uint64_t tx_filtered;
 } usernic_counts;
 
 /**
@@ -556,7 +579,8 @@ int32_t usernic_lent_pair_send(struct usernic_lent_pair *pair,
                                uint32_t count);
 
 /**
- * Takes up to `count` buffers that frames have come into; how many. Cookie and length are given, 0 for what was no frame.
+ * Takes up to `count` buffers that frames have come into; how many. Cookie and length are given, 0 for what was no frame, or
+ * one that is too short or too long for the port.
  *
  * # Safety
  * `out` has `count` elements that can be written.
@@ -827,6 +851,7 @@ static inline int32_t usernic_lent_port_open(const char *spec, const usernic_reg
 static inline uint8_t *usernic_frame_push(usernic_frame *frame, uint16_t count) {
     if (count > frame->headroom)
         return NULL;
+    frame->flags |= USERNIC_FRAME_PUSHED;
     frame->headroom = (uint16_t)(frame->headroom - count);
     frame->data -= count;
     frame->len += count;

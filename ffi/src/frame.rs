@@ -22,7 +22,12 @@ pub const USERNIC_FRAME_ASK_SEGMENTS: u16 = 0x200;
 /// Set by the program, for usernic_queue_tx(): do not send the frame, free it.
 pub const USERNIC_FRAME_DROP: u16 = 0x400;
 
-pub(crate) const ASKS: u16 = USERNIC_FRAME_ASK_CHECKSUM | USERNIC_FRAME_ASK_SEGMENTS | USERNIC_FRAME_DROP;
+/// Set by usernic_frame_push(): bytes before the frame may have been written, also if the frame does not begin there any
+/// more when it is sent. A program that moves data by itself sets it, too.
+pub const USERNIC_FRAME_PUSHED: u16 = 0x800;
+
+pub(crate) const ASKS: u16 =
+    USERNIC_FRAME_ASK_CHECKSUM | USERNIC_FRAME_ASK_SEGMENTS | USERNIC_FRAME_DROP | USERNIC_FRAME_PUSHED;
 
 /// A frame of a burst.
 ///
@@ -153,6 +158,10 @@ fn reshape(index: usize, packet: &mut Packet, frame: &Frame) -> Outcome<()> {
 pub(crate) fn grant(burst: &mut Burst, asks: impl Fn(usize) -> (u16, u16)) -> Outcome<()> {
     for (index, packet) in burst.iter_mut().enumerate() {
         let (flags, size) = asks(index);
+        if flags & USERNIC_FRAME_PUSHED != 0 {
+            // What lies before the frame is no zeroed header any more: a move says so, whatever its distance.
+            let _ = packet.move_start(0);
+        }
         let granted = if flags & USERNIC_FRAME_DROP != 0 {
             Ok(())
         } else if flags & USERNIC_FRAME_ASK_SEGMENTS != 0 {

@@ -348,7 +348,8 @@ pub unsafe extern "C" fn usernic_lent_pair_send(pair: *mut LentPairHandle, buffe
     })
 }
 
-/// Takes up to `count` buffers that frames have come into; how many. Cookie and length are given, 0 for what was no frame.
+/// Takes up to `count` buffers that frames have come into; how many. Cookie and length are given, 0 for what was no frame, or
+/// one that is too short or too long for the port.
 ///
 /// # Safety
 /// `out` has `count` elements that can be written.
@@ -446,8 +447,12 @@ pub unsafe extern "C" fn usernic_lent_pair_counts(pair: *mut LentPairHandle, out
         PAIRS.with(pair as u64, |Pair { pair, counts, .. }| {
             counts.anomalies = pair.anomalies();
             counts.kicks = pair.kicks();
+            let mut told = *counts;
+            (told.rx_runts, told.rx_oversize) = (pair.runts(), pair.oversize());
+            // Each of those came back with a length of 0, as what was no frame at all.
+            told.rx_errors -= told.rx_runts + told.rx_oversize;
             // SAFETY: by the caller; the struct has no padding.
-            unsafe { check::put((*counts).into(), out, size, "usernic_lent_pair_counts") }?;
+            unsafe { check::put(told.into(), out, size, "usernic_lent_pair_counts") }?;
             Ok(0)
         })
     })

@@ -51,7 +51,8 @@ pub struct Counts {
     pub tx_packets: u64,
     /// Their bytes, without FCS.
     pub tx_bytes: u64,
-    /// Frames of the other side that were malformed, or did not fit the port's buffers, and were dropped.
+    /// Frames of the other side that were malformed, did not fit the port's buffers, or came from a ring that it had
+    /// disabled, and were dropped.
     pub rx_errors: u64,
     /// Frames that the receive filter kept out.
     pub rx_filtered: u64,
@@ -63,9 +64,17 @@ pub struct Counts {
     pub anomalies: u64,
     /// Notifications sent: each a system call.
     pub kicks: u64,
+    /// Frames of the other side with fewer bytes than an Ethernet header has, which were dropped.
+    pub rx_runts: u64,
+    /// Frames of the other side that are longer than the port's MTU allows, and were dropped.
+    pub rx_oversize: u64,
+    /// Frames to send that are longer than the port's MTU allows, and were dropped.
+    pub tx_oversize: u64,
+    /// Frames to send that the other side's receive filter keeps out, and that were dropped.
+    pub tx_filtered: u64,
 }
 
-const _: () = assert!(size_of::<LinkState>() == 16 && size_of::<Counts>() == 80);
+const _: () = assert!(size_of::<LinkState>() == 16 && size_of::<Counts>() == 112);
 
 impl From<Stats> for Counts {
     fn from(stats: Stats) -> Self {
@@ -80,6 +89,10 @@ impl From<Stats> for Counts {
             rx_no_buffer: stats.rx_no_buffer,
             anomalies: stats.anomalies,
             kicks: stats.kicks,
+            rx_runts: stats.rx_runts,
+            rx_oversize: stats.rx_oversize,
+            tx_oversize: stats.tx_oversize,
+            tx_filtered: stats.tx_filtered,
         }
     }
 }

@@ -156,7 +156,10 @@ pub extern "C" fn usernic_queue_wait(queue: *mut QueueHandle, milliseconds: i64)
             let there = taken
                 .queue
                 .wait(time(milliseconds))
-                .map_err(|error| Fault::new(Status::System, format_args!("waiting for frames: {error}")))?;
+                .map_err(|error| match error.kind() {
+                    std::io::ErrorKind::NotConnected => Fault::fixed(Status::Closed, "the queue's port was closed"),
+                    _ => Fault::new(Status::System, format_args!("waiting for frames: {error}")),
+                })?;
             if !there && taken.port.strong_count() == 0 {
                 return Err(Fault::fixed(Status::Closed, "the queue's port was closed"));
             }

@@ -21,6 +21,7 @@ static inline int32_t usernic_lent_port_open(const char *spec, const usernic_reg
 static inline uint8_t *usernic_frame_push(usernic_frame *frame, uint16_t count) {
     if (count > frame->headroom)
         return NULL;
+    frame->flags |= USERNIC_FRAME_PUSHED;
     frame->headroom = (uint16_t)(frame->headroom - count);
     frame->data -= count;
     frame->len += count;

@@ -84,6 +84,47 @@ fn the_front_of_a_frame_moves_without_a_call() {
     assert_eq!(arrived.bytes(1), inner[14..]);
 }
 
+/// What a program wrote before a frame, and took back, is not sent as a header.
+#[test]
+fn a_frame_that_was_pushed_and_pulled_has_no_header_before_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let pair = Pair::open(dir.path(), [",csum=1,buffers=64,queue_size=16", ",csum=1"]);
+    let (mut out, arrived) = (Records::new(1), Records::new(1));
+    // Every buffer comes by several times, and had its header zeroed before.
+    for round in 0..300 {
+        while usernic_queue_alloc(pair.queues[0], out.handle, 1) == 0 {}
+        out.put(0, &frame(round, 100));
+        let frame = &mut out.all()[0];
+        frame.flags |= USERNIC_FRAME_PUSHED;
+        // As usernic_frame_push() and usernic_frame_pull() do it, 12 bytes each: the frame begins where it did.
+        // SAFETY: bytes of the headroom.
+        unsafe { frame.data.sub(12).write_bytes(0xEE, 12) };
+        assert_eq!(usernic_queue_tx(pair.queues[0], out.handle), 1, "{}", message());
+        pair.receive(1, &arrived, 1);
+        assert_eq!(usernic_burst_clear(arrived.handle), 0);
+    }
+    let counts = Records::counts(pair.ports[1]);
+    assert_eq!((counts.rx_packets, counts.rx_errors), (300, 0));
+}
+
+/// Frames of no length that Ethernet has do not arrive in C either.
+#[test]
+fn runts_and_oversize_frames_are_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let pair = Pair::open(dir.path(), [",mtu=9000", ",mtu=1500"]);
+    let (mut out, mut arrived) = (Records::new(8), Records::new(8));
+    let lengths = [60, 0, 13, 14, 1519, 1518];
+    assert_eq!(usernic_queue_alloc(pair.queues[0], out.handle, 6), 6);
+    for (index, len) in lengths.into_iter().enumerate() {
+        out.put(index, &frame(index, len.max(14))[..len]);
+    }
+    assert_eq!(usernic_queue_tx(pair.queues[0], out.handle), 6, "{}", message());
+    pair.receive(1, &arrived, 3);
+    assert_eq!([0, 1, 2].map(|index| arrived.bytes(index).len()), [60, 14, 1518]);
+    let counts = Records::counts(pair.ports[1]);
+    assert_eq!((counts.rx_runts, counts.rx_oversize, counts.rx_errors), (2, 1, 0));
+}
+
 #[test]
 fn frames_that_do_not_fit_are_refused_and_nothing_is_sent() {
     let dir = tempfile::tempdir().unwrap();

@@ -1,5 +1,5 @@
-//! Random sequences of calls with arguments that are right, wrong, dead, null or mixed up: none crashes, none hangs, and
-//! the ports work afterwards.
+//! Random sequences of calls with arguments that are right, wrong, dead, null or mixed up, by one thread and by two at the
+//! same handles: none crashes, none hangs, and the ports work afterwards.
 //!
 //! Not tried: pointers that are neither null nor misaligned and lead nowhere, which nobody can check. USERNIC_FUZZ gives
 //! another number of sequences, USERNIC_FUZZ_SEED another beginning.
@@ -27,13 +27,26 @@ impl Random {
     }
 
     fn number(&mut self) -> u64 {
-        match self.below(6) {
+        match self.below(7) {
             0 => 0,
             1 => self.below(4),
             2 => self.below(100),
             3 => self.below(70_000),
             4 => u64::MAX - self.below(3),
+            // The ends of each width, and what wraps there.
+            5 => {
+                let end = [1 << 7, 1 << 8, 1 << 15, 1 << 16, 1 << 31, 1 << 32, 1 << 63, 0][self.below(8) as usize];
+                u64::wrapping_add(end, self.below(4)).wrapping_sub(2)
+            }
             _ => self.draw(),
+        }
+    }
+
+    /// A size to write a struct of: as much as there is, or more than any struct has.
+    fn size(&mut self) -> usize {
+        match self.number() {
+            n @ 513..=4096 => n as usize % 512,
+            n => n as usize,
         }
     }
 }
@@ -52,6 +65,9 @@ struct World {
     /// Shared memory for ports that it is lent to.
     lent: Lent,
 }
+
+// SAFETY: the pointer is to shared memory that stays mapped.
+unsafe impl Send for World {}
 
 impl World {
     /// A handle, mostly one that is or was of this kind.
@@ -115,6 +131,14 @@ impl World {
             .collect()
     }
 
+    /// The number of elements that there are, or one that is refused whatever there is.
+    fn count(&mut self, there: usize) -> u32 {
+        match self.random.number() as u32 {
+            beyond @ 40_000.. => beyond,
+            _ => there as u32,
+        }
+    }
+
     /// A call about lent memory.
     fn lent_step(&mut self) {
         let number = self.random.number();
@@ -147,17 +171,25 @@ impl World {
                 4 if number == 0 => _ = usernic_lent_pair_close(self.lent_pair()),
                 5 => {
                     let buffers = self.buffers();
-                    _ = usernic_lent_pair_post(self.lent_pair(), buffers.as_ptr(), buffers.len() as u32);
+                    let count = self.count(buffers.len());
+                    _ = usernic_lent_pair_post(self.lent_pair(), buffers.as_ptr(), count);
                 }
                 6 => {
                     let buffers = self.buffers();
-                    let sent = usernic_lent_pair_send(self.lent_pair(), buffers.as_ptr(), buffers.len() as u32);
+                    let count = self.count(buffers.len());
+                    let sent = usernic_lent_pair_send(self.lent_pair(), buffers.as_ptr(), count);
                     self.moved[2] += u64::from(sent.max(0).unsigned_abs());
                 }
-                7 => _ = usernic_lent_pair_receive(self.lent_pair(), self.out(), (number % 20) as u32),
-                8 => _ = usernic_lent_pair_sent(self.lent_pair(), self.out(), (number % 40) as u32),
+                7 => {
+                    let count = self.count(number as usize % 20);
+                    _ = usernic_lent_pair_receive(self.lent_pair(), self.out(), count);
+                }
+                8 => {
+                    let count = self.count(number as usize % 40);
+                    _ = usernic_lent_pair_sent(self.lent_pair(), self.out(), count);
+                }
                 9 => _ = usernic_lent_pair_wait(self.lent_pair(), (number % 2) as i64),
-                10 => _ = usernic_lent_pair_counts(self.lent_pair(), self.out(), (number % 200) as usize),
+                10 => _ = usernic_lent_pair_counts(self.lent_pair(), self.out(), self.random.size()),
                 _ => {
                     usernic_lent_port_pair_count(self.lent_port());
                     usernic_lent_pair_fd(self.lent_pair());
@@ -243,8 +275,8 @@ impl World {
 
     fn step(&mut self) {
         let number = self.random.number();
-        let choice = self.random.below(42);
-        if choice > 35 {
+        let choice = self.random.below(43);
+        if choice > 36 {
             return self.lent_step();
         }
         // SAFETY: every pointer that is neither null nor misaligned has as much memory behind it as the call is told,
@@ -271,16 +303,16 @@ impl World {
                 }
                 3 => _ = usernic_port_queue_count(self.port()),
                 4 => _ = usernic_port_set_queues(self.port(), number as u16),
-                5 => _ = usernic_port_link(self.port(), self.out(), (number % 200) as usize),
+                5 => _ = usernic_port_link(self.port(), self.out(), self.random.size()),
                 6 => _ = usernic_port_wait_link(self.port(), (number % 2) as i64),
                 7 => _ = usernic_port_mac(self.port(), self.out()),
                 8 => _ = usernic_port_mtu(self.port()),
-                9 => _ = usernic_port_counts(self.port(), self.out(), (number % 200) as usize),
+                9 => _ = usernic_port_counts(self.port(), self.out(), self.random.size()),
                 10 => {
-                    let size = (number % 200) as usize;
+                    let size = self.random.size();
                     _ = usernic_port_queue_counts(self.port(), self.random.below(3) as u16, self.out(), size);
                 }
-                11 => _ = usernic_port_memory(self.port(), self.out(), (number % 200) as usize),
+                11 => _ = usernic_port_memory(self.port(), self.out(), self.random.size()),
                 12 if self.random.below(4) == 0 => _ = usernic_queue_close(self.queue()),
                 13..=15 => {
                     let n = usernic_queue_rx(self.queue(), self.burst());
@@ -297,7 +329,7 @@ impl World {
                 25 => _ = usernic_queue_arm(self.queue()),
                 26 => _ = usernic_queue_disarm(self.queue()),
                 27 => _ = usernic_queue_drain(self.queue(), (number % 2) as i64),
-                28 => _ = usernic_queue_counts(self.queue(), self.out(), (number % 200) as usize),
+                28 => _ = usernic_queue_counts(self.queue(), self.out(), self.random.size()),
                 29 => {
                     let capacity = if number > 100 && number < 1 << 16 {
                         64
@@ -315,7 +347,8 @@ impl World {
                     sorted.sort_unstable();
                     sorted.dedup();
                     let chosen = if number.is_multiple_of(4) { &indices } else { &sorted };
-                    _ = usernic_burst_move(self.burst(), chosen.as_ptr(), chosen.len() as u32, self.burst());
+                    let count = self.count(chosen.len());
+                    _ = usernic_burst_move(self.burst(), chosen.as_ptr(), count, self.burst());
                 }
                 33 => {
                     let len = self.random.number();
@@ -331,6 +364,13 @@ impl World {
                     } else {
                         _ = usernic_burst_write(self.burst(), at, number as usize, bytes, len);
                     }
+                }
+                35 if number < 4 => {
+                    _ = usernic_burst_clear(self.burst());
+                    _ = usernic_port_announce(self.port());
+                    _ = usernic_install_sigbus_guard();
+                    assert_eq!(usernic_abi_version(), USERNIC_ABI_VERSION);
+                    assert!(!usernic_version().is_null() && !usernic_error().is_null());
                 }
                 34 => _ = usernic_burst_set_len(self.burst(), self.random.below(8) as u32, number as u32),
                 _ => self.scribble(),
@@ -369,71 +409,161 @@ fn setting(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(default)
 }
 
+/// A pair of ports, and one over lent memory with its back-end, each with what it has; and the socket's number.
+fn add_ports(world: &mut World, dir: &std::path::Path, number: u32) {
+    let socket = dir.join(format!("s{number}"));
+    let back = open(&format!("vhost,path={}", socket.display()));
+    let front = open(&format!(
+        "virtio-user,path={},memory=memfd,queue_size=64",
+        socket.display()
+    ));
+    assert_eq!(usernic_port_wait_link(back, 10_000), 1);
+    let queues = [queue(front), queue(back)];
+    let socket = dir.join(format!("l{number}"));
+    let other = open(&format!("vhost,path={}", socket.display()));
+    let spec = format!("virtio-user,path={},memory=memfd,queue_size=64\0", socket.display());
+    let (mut port, mut pair) = (null_mut(), null_mut());
+    // SAFETY: a text, a region that stays mapped, places for the handles.
+    unsafe {
+        let status = usernic_lent_port_open_abi(1, spec.as_ptr().cast(), &world.lent, 1, &mut port);
+        assert_eq!(status, 0, "{}", message());
+        assert_eq!(usernic_lent_port_pair(port, 0, &mut pair), 0);
+    }
+    let reflecting = queue(other);
+    world
+        .handles
+        .extend([other as u64, reflecting as u64, port as u64, pair as u64]);
+    world.handles.extend([front as u64, back as u64]);
+    world.handles.extend(queues.map(|q| q as u64));
+}
+
+fn add_bursts(world: &mut World) {
+    for _ in 0..4 {
+        let mut burst = null_mut();
+        // SAFETY: a place for the handle.
+        assert_eq!(unsafe { usernic_burst_new(16, &mut burst) }, 0);
+        world.handles.push(burst as u64);
+    }
+}
+
+/// Closes everything, whatever it is; how much was open.
+fn close_all(handles: Vec<u64>) -> u32 {
+    let mut closed = 0;
+    for handle in handles {
+        closed += u32::from(usernic_queue_close(handle as *mut QueueHandle) == 0);
+        closed += u32::from(usernic_lent_pair_close(handle as *mut LentPairHandle) == 0);
+        closed += u32::from(usernic_lent_port_close(handle as *mut LentPortHandle) == 0);
+        closed += u32::from(usernic_burst_close(handle as *mut BurstHandle) == 0);
+        closed += u32::from(usernic_port_close(handle as *mut PortHandle) == 0);
+    }
+    closed
+}
+
+impl World {
+    fn new(seed: u64, socket: std::path::PathBuf) -> Self {
+        World {
+            random: Random(seed),
+            handles: vec![0],
+            socket,
+            bytes: vec![0; 1 << 17],
+            place: vec![0; 64],
+            opened: 0,
+            moved: [0; 3],
+            lent: lend(),
+        }
+    }
+}
+
+#[test]
+fn every_function_is_called() {
+    let (header, source) = (include_str!("../include/usernic.h"), include_str!("fuzz.rs"));
+    let words = header.split(|c: char| !(c.is_alphanumeric() || c == '_'));
+    let functions: std::collections::BTreeSet<&str> = words
+        .filter(|word| word.starts_with("usernic_") && header.contains(&format!(" {word}(")))
+        .collect();
+    assert!(functions.len() > 40, "{functions:?}");
+    // Of these the header has the bodies.
+    let inline = [
+        "usernic_port_open",
+        "usernic_lent_port_open",
+        "usernic_frame_push",
+        "usernic_frame_pull",
+        "usernic_frame_copy",
+    ];
+    let missing = functions
+        .iter()
+        .filter(|name| !inline.contains(name) && !source.contains(&format!("{name}(")));
+    let missing: Vec<_> = missing.collect();
+    assert!(missing.is_empty(), "{missing:?}");
+}
+
+/// Ports, queues and pairs of rings may be in the hands of two threads: the second is told so. Bursts are of one thread.
+#[test]
+fn two_threads_at_the_same_handles() {
+    let rounds = setting("USERNIC_FUZZ", 20_000) / 500;
+    let mut moved = [0; 3];
+    for round in 0..rounds {
+        let dir = tempfile::tempdir().unwrap();
+        let mut first = World::new(round, dir.path().join("a"));
+        add_ports(&mut first, dir.path(), 1);
+        let mut second = World::new(!round, dir.path().join("b"));
+        second.handles = first.handles.clone();
+        let run = |mut world: World| {
+            add_bursts(&mut world);
+            (0..1500).for_each(|_| world.step());
+            (world.handles, world.moved)
+        };
+        let (a, b) = std::thread::scope(|scope| {
+            let second = scope.spawn(move || run(second));
+            (run(first), second.join().unwrap())
+        });
+        for (handles, counts) in [a, b] {
+            close_all(handles);
+            (0..3).for_each(|at| moved[at] += counts[at]);
+        }
+    }
+    assert!(moved.iter().all(|&n| n > rounds), "{moved:?}");
+}
+
+/// The ends of a time, where the call has nothing to wait for.
+#[test]
+fn calls_take_all_times() {
+    let dir = tempfile::tempdir().unwrap();
+    let pair = Pair::open(dir.path(), ["", ""]);
+    let (mut out, arrived) = (Records::new(4), Records::new(4));
+    for time in [i64::MAX, i64::MAX - 1, i64::from(u32::MAX) + 1, i64::MIN, -1] {
+        assert_eq!(usernic_port_wait_link(pair.ports[0], time), 1);
+        assert_eq!(usernic_queue_alloc(pair.queues[0], out.handle, 1), 1, "{}", message());
+        out.put(0, &[7; 60]);
+        assert_eq!(usernic_queue_tx(pair.queues[0], out.handle), 1, "{}", message());
+        assert_eq!(usernic_queue_wait(pair.queues[1], time), 1);
+        pair.receive(1, &arrived, 1);
+        usernic_burst_clear(arrived.handle);
+        assert_eq!(usernic_queue_drain(pair.queues[0], time), 1);
+    }
+}
+
 #[test]
 fn no_sequence_of_calls_crashes() {
     let sequences = setting("USERNIC_FUZZ", 20_000);
     let dir = tempfile::tempdir().unwrap();
-    let mut world = World {
-        random: Random(setting("USERNIC_FUZZ_SEED", 1)),
-        handles: vec![0],
-        socket: dir.path().join("f"),
-        bytes: vec![0; 1 << 17],
-        place: vec![0; 64],
-        opened: 0,
-        moved: [0; 3],
-        lent: lend(),
-    };
+    let mut world = World::new(setting("USERNIC_FUZZ_SEED", 1), dir.path().join("f"));
     let mut pairs = 0;
     let mut closed = 0;
     for sequence in 0..sequences {
         // Now and then a pair that works, for the calls to be about something.
         if sequence % 100 == 0 {
             pairs += 1;
-            let socket = dir.path().join(format!("s{pairs}"));
-            let back = open(&format!("vhost,path={}", socket.display()));
-            let front = open(&format!(
-                "virtio-user,path={},memory=memfd,queue_size=64",
-                socket.display()
-            ));
-            assert_eq!(usernic_port_wait_link(back, 10_000), 1);
-            let queues = [queue(front), queue(back)];
             world.handles.truncate(100);
-            // And a port over lent memory, on another back-end.
-            let socket = dir.path().join(format!("l{pairs}"));
-            let other = open(&format!("vhost,path={}", socket.display()));
-            let spec = format!("virtio-user,path={},memory=memfd,queue_size=64\0", socket.display());
-            let (mut port, mut pair) = (null_mut(), null_mut());
-            // SAFETY: a text, a region that stays mapped, places for the handles.
-            unsafe {
-                let status = usernic_lent_port_open_abi(1, spec.as_ptr().cast(), &world.lent, 1, &mut port);
-                assert_eq!(status, 0, "{}", message());
-                assert_eq!(usernic_lent_port_pair(port, 0, &mut pair), 0);
-            }
-            let reflecting = queue(other);
-            world
-                .handles
-                .extend([other as u64, reflecting as u64, port as u64, pair as u64]);
-            world.handles.extend([front as u64, back as u64]);
-            world.handles.extend(queues.map(|q| q as u64));
-            for _ in 0..4 {
-                let mut burst = null_mut();
-                // SAFETY: a place for the handle.
-                assert_eq!(unsafe { usernic_burst_new(16, &mut burst) }, 0);
-                world.handles.push(burst as u64);
-            }
+            add_ports(&mut world, dir.path(), pairs);
+            add_bursts(&mut world);
         }
         for _ in 0..1 + world.random.below(40) {
             world.step();
         }
         if sequence % 100 == 99 {
             // All that the sequences opened is closed, whatever it is.
-            for handle in std::mem::take(&mut world.handles) {
-                closed += u32::from(usernic_queue_close(handle as *mut QueueHandle) == 0);
-                closed += u32::from(usernic_lent_pair_close(handle as *mut LentPairHandle) == 0);
-                closed += u32::from(usernic_lent_port_close(handle as *mut LentPortHandle) == 0);
-                closed += u32::from(usernic_burst_close(handle as *mut BurstHandle) == 0);
-                closed += u32::from(usernic_port_close(handle as *mut PortHandle) == 0);
-            }
+            closed += close_all(std::mem::take(&mut world.handles));
             world.handles.push(0);
             world.opened = 0;
         }

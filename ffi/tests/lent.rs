@@ -228,6 +228,32 @@ fn there_and_back(keys: &str) {
     );
 }
 
+/// A buffer comes back, and what came into it is no frame: too short, or too long for the port.
+#[test]
+fn runts_and_oversize_frames_have_no_length() {
+    let both = Both::open(",queue_size=64,mtu=600");
+    let posted: Vec<Buffer> = (0..8).map(|index| both.memory.buffer(index, 1900)).collect();
+    assert_eq!(both.post(&posted), 8, "{}", message());
+    let mut out = Records::new(8);
+    let lengths = [60, 5, 14, 0, 13, 618, 700, 1514];
+    assert_eq!(usernic_queue_alloc(both.back_queue, out.handle, 8), 8);
+    for (index, len) in lengths.into_iter().enumerate() {
+        out.put(index, &frame(index, len));
+    }
+    assert_eq!(usernic_queue_tx(both.back_queue, out.handle), 8, "{}", message());
+    let arrived: Vec<u32> = both.receive(8).iter().map(|buffer| buffer.length).collect();
+    assert_eq!(arrived, [60, 0, 14, 0, 0, 618, 0, 0]);
+    let mut counts = std::mem::MaybeUninit::<Counts>::zeroed();
+    // SAFETY: a place of that size, zeroed, of plain numbers.
+    let counts = unsafe {
+        let size = size_of::<Counts>();
+        assert_eq!(usernic_lent_pair_counts(both.pair, counts.as_mut_ptr(), size), 0);
+        counts.assume_init()
+    };
+    assert_eq!((counts.rx_runts, counts.rx_oversize, counts.rx_errors), (3, 2, 0));
+    assert_eq!((counts.rx_packets, counts.rx_bytes), (3, 60 + 14 + 618));
+}
+
 #[test]
 fn buffers_go_there_and_back_split() {
     there_and_back(",queue_size=64");

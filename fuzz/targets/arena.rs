@@ -11,6 +11,9 @@ use crate::input::Input;
 /// Bytes of the memory.
 pub const LEN: usize = 16 << 10;
 
+/// Bytes of a region of it: what lies over the border between two is in two parts.
+const REGION: u64 = 3000;
+
 /// The memory, as large as it says and no larger.
 pub struct Arena {
     base: NonNull<u8>,
@@ -69,8 +72,13 @@ impl Drop for Arena {
 // SAFETY: only places inside the arena, which outlives the chains.
 unsafe impl Translate for Arena {
     fn translate(&self, addr: u64, len: u32) -> Option<NonNull<u8>> {
-        let end = addr.checked_add(u64::from(len))?;
+        let (ptr, n) = self.prefix(addr, len)?;
+        (n == len).then_some(ptr)
+    }
+
+    fn prefix(&self, addr: u64, len: u32) -> Option<(NonNull<u8>, u32)> {
+        let left = (LEN as u64).checked_sub(addr)?.min(REGION - addr % REGION);
         // SAFETY: inside the arena.
-        (end <= LEN as u64).then(|| unsafe { self.base.add(addr as usize) })
+        Some((unsafe { self.base.add(addr as usize) }, u64::from(len).min(left) as u32))
     }
 }

@@ -9,8 +9,8 @@ use std::ptr::NonNull;
 use arena::Arena;
 use input::Input;
 use libfuzzer_sys::fuzz_target;
-use virtio_ring::any::Device;
-use virtio_ring::{Chain, Direction, Head, Part, Single, Vectors, Verdict};
+use virtio_ring::any::{Device, Memory};
+use virtio_ring::{Chain, Direction, Head, Options, Part, Single, Vectors, Verdict, packed};
 
 /// What the processor has.
 fn vectors(which: u8) -> Vectors {
@@ -49,6 +49,19 @@ fn touch(chain: &Chain<[Part; 8]>) {
     }
 }
 
+/// Where a device that takes the ring over begins.
+fn found_base(memory: Memory, size: u16, options: Options) -> Option<u32> {
+    // SAFETY: the ring is in the arena.
+    unsafe {
+        // Whatever it says: it looks at all of the ring.
+        memory.is_unused(size);
+        match memory {
+            Memory::Split(ring) => Some(ring.used_index().into()),
+            Memory::Packed(ring) => packed::recover(ring, size, options).ok().map(packed::Base::encode),
+        }
+    }
+}
+
 fuzz_target!(|data: &[u8]| {
     let mut input = Input(data);
     let arena = Arena::new();
@@ -64,7 +77,7 @@ fuzz_target!(|data: &[u8]| {
     let mut chain = Chain::new([Part::default(); 8]);
     let mut held: Vec<Head> = Vec::new();
     while !input.is_empty() {
-        match input.u8() % 10 {
+        match input.u8() % 11 {
             0..=2 => {
                 let (at, len) = (input.u16(), input.u8());
                 arena.write(at.into(), input.bytes(usize::from(len & 63)));
@@ -124,6 +137,19 @@ fuzz_target!(|data: &[u8]| {
             }
             8 => {
                 device.publish();
+            }
+            9 => {
+                // The device is lost, and another one goes on with the ring.
+                let Some(base) = found_base(memory, size, options) else {
+                    return;
+                };
+                // SAFETY: as above; the device before is gone.
+                let Ok(next) = (unsafe { Device::new(memory, size, options, base) }) else {
+                    return;
+                };
+                device = next;
+                device.needs_call();
+                held.clear();
             }
             _ => {
                 device.set_notify(input.u8() & 1 == 1);

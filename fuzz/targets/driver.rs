@@ -41,7 +41,8 @@ fuzz_target!(|data: &[u8]| {
                     })
                     .collect();
                 let readable = usize::from(shape >> 2 & 3).min(chain.len());
-                if driver.add(&chain, readable, cookie).is_ok() {
+                // SAFETY: there is no device, only bytes that may be its.
+                if unsafe { driver.add(&chain, readable, cookie) }.is_ok() {
                     flight.insert(cookie, chain[readable..].iter().map(|segment| segment.len).sum());
                     cookie += 1;
                 }
@@ -49,7 +50,8 @@ fuzz_target!(|data: &[u8]| {
             4 => {
                 let (count, len) = (u64::from(input.u8() & 7), u32::from(input.u16()) + 1);
                 let buffers = (cookie..cookie + count).map(|cookie| (Segment { addr: cookie, len }, cookie));
-                let n = driver.add_each(Direction::Writable, buffers) as u64;
+                // SAFETY: as above.
+                let n = unsafe { driver.add_each(Direction::Writable, buffers) } as u64;
                 flight.extend((cookie..cookie + n).map(|cookie| (cookie, len)));
                 cookie += n;
             }
@@ -68,8 +70,11 @@ fuzz_target!(|data: &[u8]| {
         }
         assert_eq!(usize::from(driver.in_flight()), flight.len());
     }
-    driver.detach_each(|cookie| {
-        flight.remove(&cookie).expect("in flight");
-    });
+    // SAFETY: there is no device.
+    unsafe {
+        driver.detach_each(|cookie| {
+            flight.remove(&cookie).expect("in flight");
+        });
+    }
     assert!(flight.is_empty());
 });

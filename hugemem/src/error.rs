@@ -53,7 +53,7 @@ pub enum Error {
     /// A slab that is none: no buffers or more than [`MAX_BUFFERS`](crate::MAX_BUFFERS), a headroom as large as the
     /// buffers, or more bytes than there are addresses.
     Slab,
-    /// The guard watches as many mappings as it can.
+    /// The guard has no memory to watch more mappings.
     GuardFull,
     /// The handler of SIGBUS could not be installed.
     Signal {
@@ -80,7 +80,7 @@ impl fmt::Display for Error {
             }
             Error::Numa { node, errno } => write!(f, "memory cannot be bound to NUMA node {node} (errno {errno})"),
             Error::Slab => f.write_str("the slab's count, size and headroom do not make buffers"),
-            Error::GuardFull => f.write_str("the guard cannot watch more mappings"),
+            Error::GuardFull => f.write_str("the SIGBUS guard has no memory to watch one more mapping"),
             Error::Signal { errno } => write!(f, "the SIGBUS handler could not be installed (errno {errno})"),
         }
     }

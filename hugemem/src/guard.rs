@@ -5,6 +5,9 @@
 //! puts a private page of zeroes where the access went and marks the mapping dead: the access succeeds, and whoever
 //! drives the mapping finds [`Registration::is_dead`] at its next look and closes it.
 //!
+//! Any number of mappings can be watched. The table of them grows by chunks that are never given back, since the handler
+//! may be reading them at any moment.
+//!
 //! The handler is async-signal-safe: it reads atomics and calls `mmap(2)`. It handles `BUS_ADRERR` inside of registered
 //! mappings and passes everything else on to the handler that was there before, or to the default.
 //!
@@ -15,16 +18,17 @@ use core::cell::UnsafeCell;
 use core::ffi::c_void;
 use core::mem::MaybeUninit;
 use core::ptr::{NonNull, null, null_mut};
-use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering, fence};
 
 use libc::{c_int, siginfo_t};
 
 use crate::{Error, Segment, sys};
 
-/// Mappings that can be watched at a time.
-pub const CAPACITY: usize = 1024;
+/// Slots by which the table grows.
+const CHUNK: usize = 1024;
 
 /// One mapping. Its three numbers are read by the handler while they may change, so a version tells whether they did.
+#[derive(Debug)]
 struct Slot {
     /// 0 free, odd while it changes hands, else even.
     version: AtomicUsize,
@@ -58,22 +62,72 @@ impl Slot {
         self.version.store(version.wrapping_add(2), Ordering::Release);
     }
 
-    /// The page at `address`, if the slot watches it. A slot that changes hands now does not watch a mapping in use.
-    fn page_at(&self, address: usize) -> Option<(usize, usize)> {
+    /// The mapping, if the slot watches one that has `address`: start, length and page. A slot that changes hands now does
+    /// not watch a mapping in use.
+    fn mapping_of(&self, address: usize) -> Option<(usize, usize, usize)> {
         let version = self.version.load(Ordering::Acquire);
         let start = self.start.load(Ordering::Relaxed);
         let len = self.len.load(Ordering::Relaxed);
         let page = self.page.load(Ordering::Relaxed);
         fence(Ordering::Acquire);
         let same = version.is_multiple_of(2) && self.version.load(Ordering::Relaxed) == version;
-        let offset = address.wrapping_sub(start);
-        (same && offset < len).then(|| (address & !(page - 1), page))
+        (same && address.wrapping_sub(start) < len).then_some((start, len, page))
     }
 }
 
-static SLOTS: [Slot; CAPACITY] = [const { Slot::new() }; CAPACITY];
-/// No slot from here on was ever used, so that the handler need not look there.
-static USED: AtomicUsize = AtomicUsize::new(0);
+/// A part of the table. All bytes zero are an empty one.
+struct Chunk {
+    slots: [Slot; CHUNK],
+    /// No slot from here on was ever used, so that the handler need not look there.
+    used: AtomicUsize,
+    next: AtomicPtr<Chunk>,
+}
+
+impl Chunk {
+    /// The chunk behind this one, as far as there is one.
+    fn next(&self) -> Option<&'static Chunk> {
+        // SAFETY: null, or a chunk that `grow` made, which stays for ever.
+        unsafe { self.next.load(Ordering::Acquire).as_ref() }
+    }
+
+    /// The chunk behind this one, the last, which is made if need be.
+    fn grow(&self) -> Result<&'static Chunk, Error> {
+        let (prot, flags) = (
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+        );
+        let fresh = sys::mmap(size_of::<Chunk>(), prot, flags, -1).map_err(|_| Error::GuardFull)?;
+        let made = fresh.cast::<Chunk>().as_ptr();
+        match (self.next).compare_exchange(null_mut(), made, Ordering::AcqRel, Ordering::Acquire) {
+            // SAFETY: zeroes, which are an empty chunk, aligned to a page, and never unmapped.
+            Ok(_) => Ok(unsafe { &*made }),
+            Err(theirs) => {
+                // SAFETY: ours, and nobody knows of it.
+                unsafe { sys::munmap(fresh, size_of::<Chunk>()) };
+                // SAFETY: not null, so another thread made it in this way.
+                Ok(unsafe { &*theirs })
+            }
+        }
+    }
+
+    /// A free slot for a mapping.
+    fn take(&'static self, start: usize, len: usize, page: usize) -> Option<&'static Slot> {
+        let free = |slot: &Slot| !slot.taken.load(Ordering::Relaxed) && !slot.taken.swap(true, Ordering::Acquire);
+        let index = self.slots.iter().position(free)?;
+        let slot = &self.slots[index];
+        slot.dead.store(false, Ordering::Relaxed);
+        slot.set(start, len, page);
+        self.used.fetch_max(index + 1, Ordering::Release);
+        Some(slot)
+    }
+}
+
+/// The first part of the table.
+static TABLE: Chunk = Chunk {
+    slots: [const { Slot::new() }; CHUNK],
+    used: AtomicUsize::new(0),
+    next: AtomicPtr::new(null_mut()),
+};
 
 /// The handler from before ours.
 struct Previous(UnsafeCell<MaybeUninit<libc::sigaction>>);
@@ -114,17 +168,17 @@ pub fn install() -> Result<(), Error> {
 /// A mapping that is watched, until this is dropped.
 #[derive(Debug)]
 #[must_use = "dropping it ends the watch"]
-pub struct Registration(usize);
+pub struct Registration(&'static Slot);
 
 /// Watches the `len` bytes from `base` on, made of pages of `page` bytes, a power of two.
 ///
 /// # Errors
-/// [`Error::GuardFull`] beyond [`CAPACITY`] mappings; [`Error::Length`] if `page` is no power of two, or base or length
+/// [`Error::GuardFull`] without memory for a larger table; [`Error::Length`] if `page` is no power of two, or base or length
 /// are no multiples of it.
 ///
 /// # Safety
 /// The range is a mapping of the caller's, and stays so until the [`Registration`] is dropped. On a SIGBUS inside of it, a
-/// page of it is replaced by zeroes.
+/// page of it, or all of it, is replaced by zeroes.
 pub unsafe fn register(base: NonNull<u8>, len: usize, page: usize) -> Result<Registration, Error> {
     let start = base.as_ptr() as usize;
     if !page.is_power_of_two()
@@ -134,16 +188,16 @@ pub unsafe fn register(base: NonNull<u8>, len: usize, page: usize) -> Result<Reg
     {
         return Err(Error::Length);
     }
-    for (index, slot) in SLOTS.iter().enumerate() {
-        if slot.taken.swap(true, Ordering::Acquire) {
-            continue;
+    let mut chunk = &TABLE;
+    loop {
+        if let Some(slot) = chunk.take(start, len, page) {
+            return Ok(Registration(slot));
         }
-        slot.dead.store(false, Ordering::Relaxed);
-        slot.set(start, len, page);
-        USED.fetch_max(index + 1, Ordering::Release);
-        return Ok(Registration(index));
+        chunk = match chunk.next() {
+            Some(next) => next,
+            None => chunk.grow()?,
+        };
     }
-    Err(Error::GuardFull)
 }
 
 impl Segment {
@@ -163,36 +217,44 @@ impl Segment {
 impl Registration {
     /// Whether pages of the mapping were lost. It does not come back to life: unmap it.
     pub fn is_dead(&self) -> bool {
-        SLOTS[self.0].dead.load(Ordering::Acquire)
+        self.0.dead.load(Ordering::Acquire)
     }
 }
 
 impl Drop for Registration {
     fn drop(&mut self) {
-        let slot = &SLOTS[self.0];
-        slot.set(0, 0, 1);
-        slot.taken.store(false, Ordering::Release);
+        self.0.set(0, 0, 1);
+        self.0.taken.store(false, Ordering::Release);
     }
 }
 
 /// Replaces the page, if it is one that is watched.
 fn mend(address: usize) -> bool {
-    let used = USED.load(Ordering::Acquire);
-    for slot in SLOTS.iter().take(used) {
-        let Some((at, page)) = slot.page_at(address) else {
-            continue;
-        };
-        let Some(at) = NonNull::new(at as *mut u8) else {
-            continue;
-        };
-        slot.dead.store(true, Ordering::Release);
-        let prot = libc::PROT_READ | libc::PROT_WRITE;
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-        // SAFETY: a page of a mapping that its owner registered for this; it has no content left. Plain pages in place
-        // of a huge one, since there may be no other of those.
-        return unsafe { sys::mmap_at(at, page, prot, flags, -1) }.is_ok();
+    let mut chunk = Some(&TABLE);
+    while let Some(part) = chunk {
+        let used = part.used.load(Ordering::Acquire);
+        for slot in part.slots.iter().take(used) {
+            let Some((start, len, page)) = slot.mapping_of(address) else {
+                continue;
+            };
+            slot.dead.store(true, Ordering::Release);
+            // Plain pages in place of a huge one, since there may be no other of those. A page in the middle makes three
+            // mappings of one, of which a process has a limited number (vm.max_map_count). At the limit the whole mapping
+            // goes, which is dead anyway.
+            return replace(address & !(page - 1), page) || replace(start, len);
+        }
+        chunk = part.next();
     }
     false
+}
+
+/// Puts zeroes in place of a part of a watched mapping.
+fn replace(at: usize, len: usize) -> bool {
+    let prot = libc::PROT_READ | libc::PROT_WRITE;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    NonNull::new(at as *mut u8)
+        // SAFETY: pages of a mapping that its owner registered for this.
+        .is_some_and(|at| unsafe { sys::mmap_at(at, len, prot, flags, -1) }.is_ok())
 }
 
 extern "C" fn handler(signal: c_int, info: *mut siginfo_t, context: *mut c_void) {

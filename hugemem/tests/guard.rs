@@ -219,19 +219,121 @@ fn ranges_that_are_no_pages_are_refused() {
     }
 }
 
+/// Mappings of one page each of one file.
+fn mappings(file: &File, n: usize) -> Vec<NonNull<u8>> {
+    let prot = libc::PROT_READ | libc::PROT_WRITE;
+    let map = |_| {
+        // SAFETY: a fresh mapping at an address of the kernel's choice.
+        let at = unsafe { libc::mmap(std::ptr::null_mut(), 4096, prot, libc::MAP_SHARED, file.as_raw_fd(), 0) };
+        assert_ne!(at, libc::MAP_FAILED);
+        NonNull::new(at.cast()).unwrap()
+    };
+    (0..n).map(map).collect()
+}
+
 #[test]
-fn the_registry_has_an_end_and_is_used_again() {
-    // In a child, so that the other tests find room.
+fn every_one_of_thousands_of_mappings_is_watched() {
     let status = in_child(|| {
-        let segment = Segment::memfd(c"guarded", LEN, PageSize::BASE, None).unwrap();
-        // SAFETY: the segment outlives the guards.
-        let guards: Vec<_> = std::iter::from_fn(|| unsafe { segment.guard() }.ok()).collect();
-        assert!(guards.len() <= guard::CAPACITY && guards.len() > guard::CAPACITY - 64);
-        // SAFETY: as above.
-        assert_eq!(unsafe { segment.guard() }.unwrap_err(), Error::GuardFull);
-        drop(guards);
-        // SAFETY: as above.
-        drop(unsafe { segment.guard() }.unwrap());
+        const MANY: usize = 5000;
+        guard::install().unwrap();
+        let (file, whole) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+        file.set_len(4096).unwrap();
+        whole.set_len(4096).unwrap();
+        let (lost, kept) = (mappings(&file, MANY), mappings(&whole, MANY));
+        // SAFETY: the mappings stay to the end of the process.
+        let watch = |at: &NonNull<u8>| unsafe { guard::register(*at, 4096, 4096) }.unwrap();
+        let (mut lost_guards, mut kept_guards) = (vec![], vec![]);
+        for (lost, kept) in lost.iter().zip(&kept) {
+            lost_guards.push(watch(lost));
+            kept_guards.push(watch(kept));
+        }
+        file.set_len(0).unwrap();
+        for i in [0, 511, 512, 513, 1023, 1024, 3000, MANY - 1] {
+            assert!(!lost_guards[i].is_dead());
+            assert_eq!(read(lost[i], 0), 0);
+            assert!(lost_guards[i].is_dead(), "{i}");
+        }
+        for (at, guard) in lost.iter().zip(&lost_guards) {
+            read(*at, 5);
+            assert!(guard.is_dead());
+        }
+        for (at, guard) in kept.iter().zip(&kept_guards) {
+            read(*at, 5);
+            assert!(!guard.is_dead());
+        }
+        // Slots are used again, wherever they are.
+        drop((lost_guards, kept_guards));
+        let again: Vec<_> = lost.iter().map(watch).collect();
+        assert!(again.iter().all(|guard| !guard.is_dead()));
+    });
+    assert_eq!(status, 0);
+}
+
+#[test]
+fn threads_that_watch_at_once_share_the_table() {
+    let status = in_child(|| {
+        guard::install().unwrap();
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(4096).unwrap();
+        let maps: Vec<_> = mappings(&file, 4096)
+            .into_iter()
+            .map(|at| at.as_ptr() as usize)
+            .collect();
+        let guards: Vec<_> = std::thread::scope(|scope| {
+            let watch = |maps: &[usize]| -> Vec<_> {
+                maps.iter()
+                    .map(|at| NonNull::new(*at as *mut u8).unwrap())
+                    // SAFETY: the mappings stay to the end of the process.
+                    .map(|at| unsafe { guard::register(at, 4096, 4096) }.unwrap())
+                    .collect()
+            };
+            let threads: Vec<_> = maps.chunks(1024).map(|maps| scope.spawn(move || watch(maps))).collect();
+            threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+        });
+        file.set_len(0).unwrap();
+        for (at, guard) in maps.iter().zip(&guards) {
+            assert!(!guard.is_dead());
+            read(NonNull::new(*at as *mut u8).unwrap(), 0);
+            assert!(guard.is_dead());
+        }
+    });
+    assert_eq!(status, 0);
+}
+
+/// A process has at most vm.max_map_count mappings, and to replace a page in the middle of one takes two more.
+#[test]
+fn at_the_limit_of_mappings_the_process_lives_too() {
+    let limit = std::fs::read_to_string("/proc/sys/vm/max_map_count").unwrap();
+    let limit: usize = limit.trim().parse().unwrap();
+    if limit > 1 << 20 {
+        eprintln!("SKIPPED at_the_limit_of_mappings: vm.max_map_count is {limit}");
+        return;
+    }
+    static LIMIT: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
+    LIMIT.store(limit, std::sync::atomic::Ordering::Relaxed);
+    let status = in_child(|| {
+        guard::install().unwrap();
+        let (segment, peer) = victim();
+        // SAFETY: dropped before the segment.
+        let guarded = unsafe { segment.guard() }.unwrap();
+        peer.set_len(0).unwrap();
+        let pages = 2 * LIMIT.load(std::sync::atomic::Ordering::Relaxed);
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        // SAFETY: a fresh mapping.
+        let at = unsafe { libc::mmap(std::ptr::null_mut(), 4096 * pages, libc::PROT_NONE, flags, -1, 0) };
+        assert_ne!(at, libc::MAP_FAILED);
+        let protect = |page: usize, prot| {
+            // SAFETY: a page of the mapping above, which nothing uses.
+            unsafe { libc::mprotect(at.byte_add(4096 * page), 4096, prot) }
+        };
+        // Every second page becomes a mapping of its own, until there can be no more.
+        let full = (1..pages).step_by(2).find(|page| protect(*page, libc::PROT_READ) != 0);
+        assert!(full.is_some(), "there is no limit");
+        assert_eq!(read(segment.base(), 8192), 0);
+        assert!(guarded.is_dead());
+        // SAFETY: inside of the segment.
+        unsafe { segment.base().as_ptr().write_volatile(5) };
+        assert_eq!(read(segment.base(), 0), 5);
     });
     assert_eq!(status, 0);
 }

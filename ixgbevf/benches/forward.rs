@@ -85,14 +85,16 @@ extern "Rust" fn ixgbevf_bench_refill(rx: &mut Rx, free: &mut Stack) {
             *number,
         )
     });
-    free.top -= rx.add_each(buffers);
+    // SAFETY: nobody follows the addresses.
+    free.top -= unsafe { rx.add_each(buffers) };
     rx.publish();
 }
 
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "Rust" fn ixgbevf_bench_send(tx: &mut Tx, burst: &Frames) -> usize {
-    let sent = tx.add_each(burst.frames[..burst.count].iter().copied());
+    // SAFETY: nobody follows the addresses.
+    let sent = unsafe { tx.add_each(burst.frames[..burst.count].iter().copied()) };
     tx.publish();
     sent
 }
@@ -109,7 +111,8 @@ extern "Rust" fn ixgbevf_bench_send_offloaded(tx: &mut Tx, burst: &Frames) -> us
         ..Offload::NONE
     };
     let frames = burst.frames[..burst.count].iter();
-    let sent = frames.take_while(|(segment, cookie)| tx.add(&[*segment], black_box(&tcp), *cookie).is_ok());
+    // SAFETY: nobody follows the addresses.
+    let sent = frames.take_while(|(segment, cookie)| unsafe { tx.add(&[*segment], black_box(&tcp), *cookie) }.is_ok());
     let sent = sent.count();
     tx.publish();
     sent

@@ -13,10 +13,6 @@
 //! In unit tests the accesses are recorded, so that a test can look at their order.
 
 use core::ptr::NonNull;
-use core::sync::atomic::{
-    Ordering::{Acquire, Release},
-    fence,
-};
 use static_assertions::const_assert_eq;
 use volatile::{VolatileFieldAccess, VolatilePtr};
 
@@ -204,20 +200,81 @@ impl Ring {
     #[inline(always)]
     pub(crate) fn acquire(&self) {
         trace(Step::Acquire);
-        fence(Acquire);
+        barrier::reads();
     }
 
-    /// Between descriptors and the tail. On x86-64 stores to memory are seen before a later store to a register; where the
-    /// device is outside of what Release orders (AArch64), a barrier of the outer domain comes on top.
+    /// Between descriptors and the tail.
     #[inline(always)]
     pub(crate) fn release(&self) {
         trace(Step::Release);
-        fence(Release);
+        barrier::writes();
+    }
+}
+
+/// The barriers towards a device: what Linux calls `dma_rmb` and, with the barrier that its `writel` begins with, `dma_wmb`.
+///
+/// The fences of the language order a thread's accesses for other threads. A device is no thread: it is in another
+/// shareability domain, and its registers are I/O. So the fences suffice on x86 only, where loads stay in order, and
+/// stores are seen before a later store to a register.
+mod barrier {
+    #[cfg(any(target_arch = "x86_64", target_arch = "x86"))]
+    use core::sync::atomic::{
+        Ordering::{Acquire, Release},
+        fence,
+    };
+
+    /// Loads before, from memory that a device writes, are done before the loads and stores behind.
+    #[inline(always)]
+    pub(super) fn reads() {
+        #[cfg(any(target_arch = "x86_64", target_arch = "x86"))]
+        fence(Acquire);
+        // Loads before; the outer shareable domain.
         #[cfg(target_arch = "aarch64")]
         // SAFETY: a barrier; it has no effect but on ordering.
         unsafe {
-            core::arch::asm!("dmb oshst", options(nostack, preserves_flags));
+            core::arch::asm!("dmb oshld", options(nostack, preserves_flags));
         }
+        // Loads of memory and of registers before.
+        #[cfg(any(target_arch = "riscv64", target_arch = "riscv32"))]
+        // SAFETY: as above.
+        unsafe {
+            core::arch::asm!("fence ir, iorw", options(nostack, preserves_flags));
+        }
+        #[cfg(not(any(
+            target_arch = "x86_64",
+            target_arch = "x86",
+            target_arch = "aarch64",
+            target_arch = "riscv64",
+            target_arch = "riscv32"
+        )))]
+        core::sync::atomic::fence(core::sync::atomic::Ordering::SeqCst);
+    }
+
+    /// Loads and stores before are done before a device can see the stores behind, to memory or to its registers.
+    #[inline(always)]
+    pub(super) fn writes() {
+        #[cfg(any(target_arch = "x86_64", target_arch = "x86"))]
+        fence(Release);
+        // Loads and stores before: a buffer that is given back was read before.
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: a barrier; it has no effect but on ordering.
+        unsafe {
+            core::arch::asm!("dmb osh", options(nostack, preserves_flags));
+        }
+        // The tail register is output.
+        #[cfg(any(target_arch = "riscv64", target_arch = "riscv32"))]
+        // SAFETY: as above.
+        unsafe {
+            core::arch::asm!("fence iorw, ow", options(nostack, preserves_flags));
+        }
+        #[cfg(not(any(
+            target_arch = "x86_64",
+            target_arch = "x86",
+            target_arch = "aarch64",
+            target_arch = "riscv64",
+            target_arch = "riscv32"
+        )))]
+        core::sync::atomic::fence(core::sync::atomic::Ordering::SeqCst);
     }
 }
 

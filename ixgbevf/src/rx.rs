@@ -76,9 +76,10 @@ impl<R: Registers, S: AsMut<[Slot]>> RxQueue<R, S> {
     /// [`Error::QueueIndex`], [`Error::RingSize`], [`Error::Misaligned`], [`Error::Slots`], [`Error::BufferLen`].
     ///
     /// # Safety
-    /// `memory` is [`ring_len`](crate::ring_len)`(size)` bytes, valid for reads and writes for as long as the queue lives,
-    /// the same for the device by its address, and nobody else in this process uses them. `regs` are those of the VF that
-    /// the queue is started on, and no other queue has its index.
+    /// `memory` is [`ring_len`](crate::ring_len)`(size)` bytes, valid for reads and writes for as long as the queue lives
+    /// and the device may use it, the same for the device by its address, and nobody else in this process uses them. The
+    /// device may use a queue from its start on, until it was stopped with success, reset or removed: dropping the queue
+    /// does not end that. `regs` are those of the VF that the queue is started on, and no other queue has its index.
     pub unsafe fn new(
         regs: R,
         index: u8,
@@ -124,8 +125,14 @@ impl<R: Registers, S: AsMut<[Slot]>> RxQueue<R, S> {
     ///
     /// # Panics
     /// If a segment is shorter than [`RxQueue::buffer_len`]: the device would write beyond it.
+    ///
+    /// # Safety
+    /// From [`Vf::start_rx`](crate::Vf::start_rx) on, or at once if the queue runs, the device may write a segment's bytes
+    /// until its cookie comes back by [`RxQueue::poll_each`], or the device does not use the queue any more: stopped (with
+    /// success), reset or removed. Until then they are memory that is meant for that, valid by these addresses for the
+    /// device, and not used otherwise. Dropping the queue or forgetting it does not end that.
     #[inline]
-    pub fn add_each<I>(&mut self, buffers: I) -> usize
+    pub unsafe fn add_each<I>(&mut self, buffers: I) -> usize
     where
         I: IntoIterator<Item = (Segment, u64)>,
     {
@@ -252,9 +259,12 @@ impl<R: Registers, S: AsMut<[Slot]>> RxQueue<R, S> {
         }
     }
 
-    /// Hands back the cookie of every buffer that is posted, oldest first, and brings the queue to its initial state. The
-    /// device must not use it any more: stopped, reset or removed. Anomalies stay counted.
-    pub fn detach_each(&mut self, mut each: impl FnMut(u64)) {
+    /// Hands back the cookie of every buffer that is posted, oldest first, and brings the queue to its initial state.
+    /// Anomalies stay counted.
+    ///
+    /// # Safety
+    /// The device does not use the queue any more: it never ran, was stopped with success, reset or removed.
+    pub unsafe fn detach_each(&mut self, mut each: impl FnMut(u64)) {
         let state = &mut self.state;
         let mut slots = Shadow::new(self.slots.as_mut(), state.size);
         state.running = false;

@@ -76,7 +76,8 @@ fn receive_reads_status_first_and_writes_the_tail_last() {
     let mut queue = queue.unwrap();
     queue.set_running(true);
     steps();
-    queue.add_each((0..2).map(segment));
+    // SAFETY: there is no device.
+    unsafe { queue.add_each((0..2).map(segment)) };
     queue.publish();
     assert_eq!(steps(), [Step::Post(0), Step::Post(1), Step::Release, Step::Tail]);
     queue.publish();
@@ -109,7 +110,8 @@ fn transmit_amends_before_the_tail_and_reads_one_status_a_report() {
     let mut queue = queue.unwrap();
     queue.set_running(true);
     steps();
-    queue.add_each((0..3).map(segment));
+    // SAFETY: there is no device.
+    unsafe { queue.add_each((0..3).map(segment)) };
     queue.publish();
     // The context, three frames, the last again with RS.
     let posts = [0, 1, 2, 3, 3].map(Step::Post);
@@ -142,7 +144,8 @@ fn a_start_enables_and_then_writes_the_tail() {
         )
     };
     let mut queue = queue.unwrap();
-    queue.add_each((0..2).map(segment));
+    // SAFETY: there is no device.
+    unsafe { queue.add_each((0..2).map(segment)) };
     queue.publish();
     assert!(!steps().contains(&Step::Tail));
     assert_eq!(registers.read(0x1018), 0);

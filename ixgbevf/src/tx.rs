@@ -119,9 +119,10 @@ impl<R: Registers, S: AsMut<[Slot]>> TxQueue<R, S> {
     /// [`Error::QueueIndex`], [`Error::RingSize`], [`Error::Misaligned`], [`Error::Slots`].
     ///
     /// # Safety
-    /// `memory` is [`ring_len`](crate::ring_len)`(size)` bytes, valid for reads and writes for as long as the queue lives,
-    /// the same for the device by its address, and nobody else in this process uses them. `regs` are those of the VF that
-    /// the queue is started on, and no other queue has its index.
+    /// `memory` is [`ring_len`](crate::ring_len)`(size)` bytes, valid for reads and writes for as long as the queue lives
+    /// and the device may use it, the same for the device by its address, and nobody else in this process uses them. The
+    /// device may use a queue from its start on, until it was stopped with success, reset or removed: dropping the queue
+    /// does not end that. `regs` are those of the VF that the queue is started on, and no other queue has its index.
     pub unsafe fn new(
         regs: R,
         index: u8,
@@ -155,8 +156,14 @@ impl<R: Registers, S: AsMut<[Slot]>> TxQueue<R, S> {
     ///
     /// # Panics
     /// If a frame has fewer than 17 bytes or more than 9,728: see [`TxQueue::takes`].
+    ///
+    /// # Safety
+    /// From [`Vf::start_tx`](crate::Vf::start_tx) on, or at once if the queue runs, the device may read the segments' bytes
+    /// until their cookie comes back by [`TxQueue::poll_each`], or the device does not use the queue any more: stopped (with
+    /// success), reset or removed. Until then they are memory that may be read, valid by these addresses for the device, and
+    /// not written. Dropping the queue or forgetting it does not end that.
     #[inline]
-    pub fn add_each<I>(&mut self, frames: I) -> usize
+    pub unsafe fn add_each<I>(&mut self, frames: I) -> usize
     where
         I: IntoIterator<Item = (Segment, u64)>,
     {
@@ -171,7 +178,8 @@ impl<R: Registers, S: AsMut<[Slot]>> TxQueue<R, S> {
                 return 0;
             };
             assert!(takes(segment.len), "a frame has 17 to 9,728 bytes");
-            let added = self.add(&[segment], &Offload::NONE, cookie);
+            // SAFETY: passed on.
+            let added = unsafe { self.add(&[segment], &Offload::NONE, cookie) };
             debug_assert_eq!(added, Ok(()));
         }
         let state = &mut self.state;
@@ -228,8 +236,11 @@ impl<R: Registers, S: AsMut<[Slot]>> TxQueue<R, S> {
     /// [`Error::Full`] if fewer descriptors are free than it takes, one for each segment and one for a context that is not
     /// loaded; [`Error::EmptySegment`], [`Error::SegmentLen`], [`Error::TooManySegments`], [`Error::FrameLen`],
     /// [`Error::Offload`]. Nothing was changed then.
+    ///
+    /// # Safety
+    /// As for [`TxQueue::add_each`].
     #[inline]
-    pub fn add(&mut self, frame: &[Segment], offload: &Offload, cookie: u64) -> Result<(), Error> {
+    pub unsafe fn add(&mut self, frame: &[Segment], offload: &Offload, cookie: u64) -> Result<(), Error> {
         let state = &mut self.state;
         // Frames of one connection mostly want the same.
         if state.offload != *offload {
@@ -319,9 +330,11 @@ impl<R: Registers, S: AsMut<[Slot]>> TxQueue<R, S> {
         state.ready > 0 || state.next_report(&mut Shadow::new(self.slots.as_mut(), state.size))
     }
 
-    /// Hands back the cookie of every frame that is posted, oldest first, and brings the queue to its initial state. The
-    /// device must not use it any more: stopped, reset or removed.
-    pub fn detach_each(&mut self, mut each: impl FnMut(u64)) {
+    /// Hands back the cookie of every frame that is posted, oldest first, and brings the queue to its initial state.
+    ///
+    /// # Safety
+    /// The device does not use the queue any more: it never ran, was stopped with success, reset or removed.
+    pub unsafe fn detach_each(&mut self, mut each: impl FnMut(u64)) {
         let state = &mut self.state;
         let mut slots = Shadow::new(self.slots.as_mut(), state.size);
         state.running = false;

@@ -79,7 +79,7 @@ fn a_start_tells_the_frame_length_and_enables_before_the_tail() {
                 i,
             )
         });
-        assert_eq!(rx.add_each(buffers), 100);
+        assert_eq!(rx.post_each(buffers), 100);
         rx.publish();
         assert_eq!(
             double.written(0x1058),
@@ -141,8 +141,8 @@ fn a_start_tells_the_frame_length_and_enables_before_the_tail() {
         assert_eq!((double.peek(0x1068), double.peek(0x2068)), (0x4000_0000, 0x0400_0000));
         assert_eq!(vf.start_rx(&mut rx), Err(Error::NotDetached(1)));
         let mut back = Vec::new();
-        rx.detach_each(|cookie| back.push(cookie));
-        tx.detach_each(|_| unreachable!());
+        rx.detach(|cookie| back.push(cookie));
+        tx.detach(|_| unreachable!());
         assert_eq!(back, (0..100).collect::<Vec<_>>());
         vf.start_rx(&mut rx).unwrap();
         vf.start_tx(&mut tx).unwrap();
@@ -359,7 +359,7 @@ fn a_queue_that_does_not_follow_is_an_error_after_10_ms() {
     assert_eq!(vf.stop_tx(&mut tx), Err(Error::QueueTimeout(0)));
     // A queue that is stopped, or should be, writes no tail.
     double.writes();
-    tx.add_each([(Segment { addr: 0, len: 64 }, 0)]);
+    tx.post_each([(Segment { addr: 0, len: 64 }, 0)]);
     tx.publish();
     assert!(double.writes().is_empty());
     double.remove();

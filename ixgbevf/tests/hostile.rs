@@ -75,7 +75,7 @@ fn a_receive_queue_facing_any_device() {
                             i,
                         )
                     });
-                    let added = queue.add_each(buffers) as u64;
+                    let added = queue.post_each(buffers) as u64;
                     flight.extend(next..next + added);
                     next += added;
                     queue.publish();
@@ -115,7 +115,7 @@ fn a_receive_queue_facing_any_device() {
         }
         let seen = queue.anomalies();
         lies += seen.length + seen.short_piece + seen.overlong;
-        queue.detach_each(|cookie| assert!(flight.remove(&cookie)));
+        queue.detach(|cookie| assert!(flight.remove(&cookie)));
         assert!(flight.is_empty(), "{flight:?} were lost");
     }
     println!("{done} steps, {frames} frames, {bad} bad ones, {lies} lies");
@@ -167,7 +167,7 @@ fn a_transmit_queue_facing_any_device() {
                             i,
                         )
                     });
-                    next += queue.add_each(frames) as u64;
+                    next += queue.post_each(frames) as u64;
                 }
                 1 => {
                     let len = random.below(20_000) as u32;
@@ -178,7 +178,7 @@ fn a_transmit_queue_facing_any_device() {
                         };
                         random.below(43) as usize
                     ];
-                    match queue.add(&frame, &offload(&random), next) {
+                    match queue.post(&frame, &offload(&random), next) {
                         Ok(()) => next += 1,
                         Err(_) => refused += 1,
                     }
@@ -204,7 +204,7 @@ fn a_transmit_queue_facing_any_device() {
             assert!(queue.free() < size && queue.in_flight() < size);
             assert!(double.written(0x2018).unwrap_or_default() < u32::from(size));
         }
-        queue.detach_each(|cookie| {
+        queue.detach(|cookie| {
             assert_eq!(cookie, oldest);
             oldest += 1;
         });
@@ -318,7 +318,7 @@ fn a_vf_facing_any_registers() {
                     let (mut rx, block) = rx_queue(&double, index, 64, RxOptions::default());
                     rx_block = block;
                     let started = vf.start_rx(&mut rx).and_then(|()| vf.stop_rx(&mut rx));
-                    rx.detach_each(|_| unreachable!());
+                    rx.detach(|_| unreachable!());
                     started
                 }
                 _ => {
@@ -326,7 +326,7 @@ fn a_vf_facing_any_registers() {
                     let (mut tx, block) = tx_queue(&double, index, 64, TxOptions::default());
                     tx_block = block;
                     let started = vf.start_tx(&mut tx).and_then(|()| vf.stop_tx(&mut tx));
-                    tx.detach_each(|_| unreachable!());
+                    tx.detach(|_| unreachable!());
                     started
                 }
             };
@@ -391,7 +391,7 @@ proptest! {
         vf.start_tx(&mut queue).unwrap();
         let frame: Vec<_> = lens.iter().map(|len| Segment { addr: 0x1000, len: *len }).collect();
         let offload = offload(&Random::new(seed));
-        if queue.add(&frame, &offload, 9).is_ok() {
+        if queue.post(&frame, &offload, 9).is_ok() {
             prop_assert!(offload.l2_len >= 14 && frame.len() <= 40);
             // The context first, then each segment with CC; EOP in the last alone.
             prop_assert_eq!(block.get(0)[1] as u32 & 0x00f0_0000, 0x0020_0000);

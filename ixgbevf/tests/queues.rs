@@ -72,7 +72,7 @@ fn buffers_go_round_and_the_tail_is_written_once_a_burst() {
     let (mut queue, block) = running.rx(72, RxOptions::default());
     // One descriptor stays free: a tail at the head would say that there is none.
     assert_eq!(queue.free(), 71);
-    assert_eq!(queue.add_each(buffers(0..100)), 71);
+    assert_eq!(queue.post_each(buffers(0..100)), 71);
     assert_eq!((queue.free(), queue.in_flight()), (0, 71));
     queue.publish();
     queue.publish();
@@ -98,13 +98,13 @@ fn buffers_go_round_and_the_tail_is_written_once_a_burst() {
         }
         assert_eq!(first.len() + rest.len(), burst);
         at = (at + burst) % 72;
-        assert_eq!(queue.add_each(buffers(next..next + 100)), burst);
+        assert_eq!(queue.post_each(buffers(next..next + 100)), burst);
         next += burst as u64;
         queue.publish();
         assert_eq!(running.double.writes(), [(RDT, ((at + 71) % 72) as u32)]);
     }
     let mut back = Vec::new();
-    queue.detach_each(|cookie| back.push(cookie));
+    queue.detach(|cookie| back.push(cookie));
     assert_eq!(back, (next - 71..next).map(|i| 1000 + i).collect::<Vec<_>>());
     assert_eq!((queue.free(), queue.in_flight()), (71, 0));
     assert!((0..72).all(|i| block.get(i) == [0, 0]));
@@ -118,7 +118,7 @@ fn what_the_device_says_of_a_frame() {
         ..RxOptions::default()
     };
     let (mut queue, block) = running.rx(64, options);
-    queue.add_each(buffers(0..8));
+    queue.post_each(buffers(0..8));
     queue.publish();
     // TCP over IPv4, hashed, checksums good, a tag taken out; an RSS type of its own; both checksums bad.
     block.write_back(0, 0x0111, 0x1234_5678, 0x6b, 1500, 0xe064);
@@ -146,7 +146,7 @@ fn a_queue_that_leaves_tags_in_frames_tells_none() {
     // The device says that a frame has a tag whether it takes it out or not.
     let mut running = Running::new();
     let (mut queue, block) = running.rx(64, RxOptions::default());
-    queue.add_each(buffers(0..8));
+    queue.post_each(buffers(0..8));
     queue.publish();
     block.write_back(0, 0x0111, 0x1234_5678, 0x6b, 1500, 0xe064);
     let done = poll(&mut queue, 10);
@@ -162,7 +162,7 @@ fn frames_of_several_buffers() {
         ..RxOptions::default()
     };
     let (mut queue, block) = running.rx(64, options);
-    queue.add_each(buffers(0..63));
+    queue.post_each(buffers(0..63));
     queue.publish();
     // 9,728 bytes: nine full buffers and a half; then a whole frame.
     for i in 0..9 {
@@ -191,7 +191,7 @@ fn lies_about_lengths() {
         ..RxOptions::default()
     };
     let (mut queue, block) = running.rx(64, options);
-    queue.add_each(buffers(0..63));
+    queue.post_each(buffers(0..63));
     queue.publish();
     let mut at = 0;
     let mut frame = |pieces: &[(u32, u16)]| {
@@ -235,7 +235,7 @@ fn what_was_not_posted_is_not_looked_at() {
     (0..64).for_each(|i| block.frame(i, 60));
     assert!(poll(&mut queue, 100).is_empty() && !queue.has_done() && queue.done(9) == 0);
     // Posting clears what is there.
-    queue.add_each(buffers(0..3));
+    queue.post_each(buffers(0..3));
     assert!(poll(&mut queue, 100).is_empty());
     (0..64).for_each(|i| block.frame(i, 60));
     assert_eq!(poll(&mut queue, 100).len(), 3);
@@ -247,7 +247,7 @@ fn what_was_not_posted_is_not_looked_at() {
 fn a_short_buffer_is_not_posted() {
     let mut running = Running::new();
     let (mut queue, _block) = running.rx(64, RxOptions::default());
-    queue.add_each([(Segment { addr: 0, len: 2047 }, 0)]);
+    queue.post_each([(Segment { addr: 0, len: 2047 }, 0)]);
 }
 
 /// Behaviour 5, the fast path: a context before the first frame, CC in every data descriptor.
@@ -255,10 +255,10 @@ fn a_short_buffer_is_not_posted() {
 fn plain_frames_have_a_context() {
     let mut running = Running::new();
     let (mut queue, block) = running.tx(64, TxOptions::default());
-    assert_eq!(queue.add_each([]), 0);
+    assert_eq!(queue.post_each([]), 0);
     queue.publish();
     assert!(running.double.writes().is_empty());
-    assert_eq!(queue.add_each(frames(0..3)), 3);
+    assert_eq!(queue.post_each(frames(0..3)), 3);
     queue.publish();
     queue.publish();
     assert_eq!(running.double.writes(), [(TDT, 4)]);
@@ -274,7 +274,7 @@ fn plain_frames_have_a_context() {
         );
     }
     // The context stays.
-    queue.add_each(frames(3..4));
+    queue.post_each(frames(3..4));
     queue.publish();
     assert_eq!(block.get(4)[1] as u32, 0x2330_0000 + 60 + 0x0800_0000);
 }
@@ -323,7 +323,7 @@ fn two_contexts_are_kept() {
         (TCP4, Some((0x1c14, 0x2020_0c00))),
     ] {
         let free = queue.free();
-        queue.add(&segment, &offload, 5).unwrap();
+        queue.post(&segment, &offload, 5).unwrap();
         if let Some((headers, kind)) = context {
             let index = context_at(&block, at, (headers, kind, 0));
             loaded[index as usize] = Some(offload);
@@ -342,9 +342,9 @@ fn two_contexts_are_kept() {
     // After a stop the device has none.
     queue.publish();
     running.vf.stop_tx(&mut queue).unwrap();
-    queue.detach_each(|cookie| assert_eq!(cookie, 5));
+    queue.detach(|cookie| assert_eq!(cookie, 5));
     running.vf.start_tx(&mut queue).unwrap();
-    queue.add(&segment, &TCP4, 6).unwrap();
+    queue.post(&segment, &TCP4, 6).unwrap();
     context_at(&block, 0, (0x1c14, 0x2020_0c00, 0));
 }
 
@@ -371,7 +371,7 @@ fn segments_tags_and_segmentation() {
             len: 5000,
         },
     ];
-    queue.add(&frame, &tso, 7).unwrap();
+    queue.post(&frame, &tso, 7).unwrap();
     queue.publish();
     assert_eq!(running.double.writes(), [(TDT, 4)]);
     let index = context_at(&block, 0, (0x2005_1c14, 0x2020_0c00, 0x05b4_1400));
@@ -396,7 +396,7 @@ fn frames_that_cannot_be_sent() {
     let (mut queue, block) = running.tx(64, TxOptions::default());
     let segment = |len| Segment { addr: 0x1000, len };
     let mut refuse = |frame: &[Segment], offload: &Offload, error| {
-        assert_eq!(queue.add(frame, offload, 1), Err(error));
+        assert_eq!(queue.post(frame, offload, 1), Err(error));
         assert_eq!((queue.free(), queue.in_flight()), (63, 0));
     };
     refuse(&[], &Offload::NONE, Error::EmptySegment);
@@ -411,16 +411,16 @@ fn frames_that_cannot_be_sent() {
         Error::Offload("an Ethernet header has 14 to 127 bytes"),
     );
     assert_eq!(block.get(0), [0, 0]);
-    queue.add(&[segment(17)], &Offload::NONE, 1).unwrap();
-    queue.add(&[segment(1), segment(16)], &Offload::NONE, 2).unwrap();
-    queue.add(&[segment(200); 40], &Offload::NONE, 3).unwrap();
+    queue.post(&[segment(17)], &Offload::NONE, 1).unwrap();
+    queue.post(&[segment(1), segment(16)], &Offload::NONE, 2).unwrap();
+    queue.post(&[segment(200); 40], &Offload::NONE, 3).unwrap();
     // 19 are left: the frame fits, its context does not.
     assert_eq!(queue.free(), 63 - 44);
-    assert_eq!(queue.add(&[segment(100); 19], &TCP4, 4), Err(Error::Full));
-    assert_eq!(queue.add(&[segment(100); 20], &Offload::NONE, 4), Err(Error::Full));
-    queue.add(&[segment(100); 18], &TCP4, 4).unwrap();
+    assert_eq!(queue.post(&[segment(100); 19], &TCP4, 4), Err(Error::Full));
+    assert_eq!(queue.post(&[segment(100); 20], &Offload::NONE, 4), Err(Error::Full));
+    queue.post(&[segment(100); 18], &TCP4, 4).unwrap();
     assert_eq!((queue.free(), queue.in_flight()), (0, 4));
-    assert_eq!(queue.add_each(frames(0..5)), 0);
+    assert_eq!(queue.post_each(frames(0..5)), 0);
 }
 
 #[test]
@@ -428,7 +428,7 @@ fn frames_that_cannot_be_sent() {
 fn a_short_frame_is_not_sent() {
     let mut running = Running::new();
     let (mut queue, _block) = running.tx(64, TxOptions::default());
-    queue.add_each([(Segment { addr: 0, len: 60 }, 0), (Segment { addr: 0, len: 16 }, 0)]);
+    queue.post_each([(Segment { addr: 0, len: 60 }, 0), (Segment { addr: 0, len: 16 }, 0)]);
 }
 
 fn reported(block: &Block, range: std::ops::Range<usize>) -> Vec<usize> {
@@ -439,7 +439,7 @@ fn reported(block: &Block, range: std::ops::Range<usize>) -> Vec<usize> {
 fn reports_are_rare() {
     let mut running = Running::new();
     let (mut queue, block) = running.tx(256, TxOptions::default());
-    queue.add_each(frames(0..100));
+    queue.post_each(frames(0..100));
     queue.publish();
     // Every 32 descriptors, the context with them, and the last.
     assert_eq!(reported(&block, 0..101), [31, 63, 95, 100]);
@@ -465,14 +465,14 @@ fn reports_are_rare() {
         report_last: false,
     };
     let (mut queue, block) = running.tx(256, options);
-    queue.add_each(frames(0..20));
+    queue.post_each(frames(0..20));
     queue.publish();
     assert_eq!(reported(&block, 0..21), [7, 15]);
     [7, 15].into_iter().for_each(|i| block.sent(i));
     assert_eq!(taken(&mut queue, 99).len(), 15);
     assert_eq!(queue.in_flight(), 5);
     let mut back = Vec::new();
-    queue.detach_each(|cookie| back.push(cookie));
+    queue.detach(|cookie| back.push(cookie));
     assert_eq!(back, (1015..1020).collect::<Vec<_>>());
 }
 
@@ -487,12 +487,12 @@ fn reports_leave_room_for_the_largest_frame() {
                 report_last: false,
             };
             let (mut queue, block) = running.tx(size, options);
-            queue.add_each(frames(0..waiting));
+            queue.post_each(frames(0..waiting));
             queue.publish();
             reported(&block, 0..size.into()).into_iter().for_each(|i| block.sent(i));
             taken(&mut queue, usize::MAX);
             let largest = [Segment { addr: 0x1000, len: 200 }; 40];
-            assert_eq!(queue.add(&largest, &TCP4, 1), Ok(()), "{waiting} in a ring of {size}");
+            assert_eq!(queue.post(&largest, &TCP4, 1), Ok(()), "{waiting} in a ring of {size}");
         }
     }
 }
@@ -509,7 +509,7 @@ fn transmit_goes_round() {
         let (mut sent, mut back) = (0, 0);
         for round in 0..200 {
             let burst = 1 + round * 7 % 40;
-            sent += queue.add_each(frames(sent..sent + burst)) as u64;
+            sent += queue.post_each(frames(sent..sent + burst)) as u64;
             queue.publish();
             let tail = running.double.written(TDT).unwrap();
             assert!(tail < u32::from(size));
@@ -537,8 +537,8 @@ fn nothing_comes_twice_when_the_caller_panics() {
     let mut running = Running::new();
     let (mut rx, rx_block) = running.rx(64, RxOptions::default());
     let (mut tx, tx_block) = running.tx(64, TxOptions::default());
-    rx.add_each(buffers(0..4));
-    tx.add_each(frames(0..4));
+    rx.post_each(buffers(0..4));
+    tx.post_each(frames(0..4));
     rx.publish();
     tx.publish();
     (0..4).for_each(|i| rx_block.frame(i, 60));
@@ -561,10 +561,10 @@ fn nothing_comes_twice_when_the_caller_panics() {
         });
     });
     assert!(std::panic::catch_unwind(panics).is_err());
-    tx.detach_each(|cookie| seen.push(cookie));
+    tx.detach(|cookie| seen.push(cookie));
     assert_eq!(seen, [1000, 1001, 1002, 1003]);
     // And one in the iterator: what it yielded before is posted.
-    let panics = std::panic::AssertUnwindSafe(|| rx.add_each(buffers(0..9).inspect(|(_, c)| assert_ne!(*c, 1003))));
+    let panics = std::panic::AssertUnwindSafe(|| rx.post_each(buffers(0..9).inspect(|(_, c)| assert_ne!(*c, 1003))));
     assert!(std::panic::catch_unwind(panics).is_err());
     assert_eq!(rx.in_flight(), 3);
 }

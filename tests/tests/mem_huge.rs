@@ -4,14 +4,20 @@
 //! is not allowed they say SKIPPED and why.
 
 use std::fs;
+use std::io::Write as _;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 
 use hugemem::{PageSize, Segment, guard};
 use usernic::memory::{Automatic, Error, Limit, MemorySource, Request};
 use usernic::spec::MemoryKind;
 
 const MIB: usize = 1 << 20;
-const POOL: &str = "/proc/sys/vm/nr_hugepages";
+const POOL: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
+
+/// The pool is as it was before, under the lock that has been held since.
+const KEEPER: &str = "trap '' INT TERM HUP; cat >/dev/null; echo $BEFORE";
 
 fn request(len: usize) -> Request<'static> {
     Request {
@@ -21,47 +27,58 @@ fn request(len: usize) -> Request<'static> {
     }
 }
 
-/// Pages of 2 MiB that nobody had, until this is dropped. One at a time: the pool is the machine's.
+/// Pages of 2 MiB that nobody had, until this is dropped, or its process ends in whatever way. One at a time: the pool is
+/// the machine's.
 struct Reserved {
-    pages: i64,
-    /// Locked: tests may be threads of a process, or processes.
-    _one: fs::File,
+    /// Gives the pages back when its standard input ends. Its standard output is the pool's file, whose lock it shares:
+    /// tests may be threads of a process, or processes.
+    keeper: Child,
 }
 
-fn pool() -> Option<i64> {
-    fs::read_to_string(POOL).ok()?.trim().parse().ok()
+/// Pages in use that leave the pool when they are freed are not the pool's.
+fn persistent() -> Result<i64, String> {
+    let number = |name: &str| {
+        let path = format!("{POOL}/{name}");
+        let text = fs::read_to_string(&path).map_err(|e| format!("{path}: {e}"))?;
+        text.trim().parse::<i64>().map_err(|e| format!("{path}: {e}"))
+    };
+    Ok(number("nr_hugepages")? - number("surplus_hugepages")?)
 }
 
 impl Reserved {
     fn new(pages: i64) -> Result<Self, String> {
-        let one = fs::File::open(POOL).map_err(|e| format!("{POOL}: {e}"))?;
-        rustix::fs::flock(&one, rustix::fs::FlockOperation::LockExclusive)
-            .map_err(|e| format!("{POOL} cannot be locked: {e}"))?;
-        let default = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-        if !default
-            .lines()
-            .any(|line| line.starts_with("Hugepagesize:") && line.contains(" 2048 kB"))
-        {
-            return Err("the default huge page is not 2 MiB".into());
-        }
-        let before = pool().ok_or_else(|| format!("{POOL} cannot be read"))?;
-        fs::write(POOL, (before + pages).to_string()).map_err(|e| format!("huge pages cannot be reserved: {e}"))?;
-        let reserved = Reserved { pages, _one: one };
-        match pool() {
-            Some(now) if now >= before + pages => Ok(reserved),
-            now => Err(format!(
-                "the kernel gives {} of {pages} huge pages",
-                now.unwrap_or(before) - before
-            )),
+        let path = format!("{POOL}/nr_hugepages");
+        let mut file = fs::File::options()
+            .write(true)
+            .open(&path)
+            .map_err(|e| format!("huge pages cannot be reserved: {path}: {e}"))?;
+        rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive)
+            .map_err(|e| format!("{path} cannot be locked: {e}"))?;
+        let before = persistent()?;
+        let keeper = Command::new("sh")
+            .args(["-c", KEEPER])
+            .current_dir(POOL)
+            .stdin(Stdio::piped())
+            .stdout(file.try_clone().map_err(|e| e.to_string())?)
+            // Signals to the test's group are not for it.
+            .process_group(0)
+            .env("BEFORE", before.to_string())
+            .spawn()
+            .map_err(|e| format!("sh: {e}"))?;
+        let reserved = Reserved { keeper };
+        file.write_all((before + pages).to_string().as_bytes())
+            .map_err(|e| format!("huge pages cannot be reserved: {e}"))?;
+        match persistent()? - before {
+            given if given >= pages => Ok(reserved),
+            given => Err(format!("the kernel gives {given} of {pages} huge pages")),
         }
     }
 }
 
 impl Drop for Reserved {
     fn drop(&mut self) {
-        if let Some(now) = pool() {
-            let _ = fs::write(POOL, (now - self.pages).max(0).to_string());
-        }
+        drop(self.keeper.stdin.take());
+        let _ = self.keeper.wait();
     }
 }
 
@@ -140,6 +157,8 @@ fn fork(body: impl FnOnce()) -> libc::pid_t {
     // SAFETY: the child runs `body` alone, and glibc's allocator works in the child of a fork.
     match unsafe { libc::fork() } {
         0 => {
+            // It must not outlive the test: it holds pages, and the keeper's standard input.
+            let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
             let passed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)).is_ok();
             // SAFETY: ends the child without the harness' handlers.
             unsafe { libc::_exit(if passed { 0 } else { 101 }) }

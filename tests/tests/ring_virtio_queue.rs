@@ -138,18 +138,12 @@ fn exchange(size: u16, options: Options, shape: Shape, mergeable: bool) {
         // Our side refills and sends, in bursts of differing size.
         let fill = rx_free.len().min(1 + round % 37);
         let buffers: Vec<_> = rx_free.drain(rx_free.len() - fill..).collect();
-        let posted = rx.driver.add_each(
-            Direction::Writable,
-            buffers.iter().map(|id| {
-                (
-                    Segment {
-                        addr: rx_base + id * u64::from(rx_len),
-                        len: rx_len,
-                    },
-                    *id,
-                )
-            }),
-        );
+        let segments = buffers.iter().map(|id| {
+            let addr = rx_base + id * u64::from(rx_len);
+            (Segment { addr, len: rx_len }, *id)
+        });
+        // SAFETY: guest memory, which lives longer than the rings.
+        let posted = unsafe { rx.driver.add_each(Direction::Writable, segments) };
         assert_eq!(posted, fill);
         kicks += u64::from(rx.driver.publish());
         for _ in 0..1 + round % 23 {
@@ -184,13 +178,15 @@ fn exchange(size: u16, options: Options, shape: Shape, mergeable: bool) {
             let added = match shape {
                 Shape::Single => {
                     let one = (Segment { addr, len: 12 + len }, id);
-                    if tx.driver.add_each(Direction::Readable, [one]) == 1 {
+                    // SAFETY: guest memory, which lives longer than the rings.
+                    if unsafe { tx.driver.add_each(Direction::Readable, [one]) } == 1 {
                         Ok(())
                     } else {
                         Err(Error::Full)
                     }
                 }
-                Shape::Chain => tx.driver.add(&pieces, 3, id),
+                // SAFETY: as above.
+                Shape::Chain => unsafe { tx.driver.add(&pieces, 3, id) },
                 Shape::Indirect => {
                     let table = tables + id * 256;
                     let table = Table {

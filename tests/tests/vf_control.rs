@@ -253,6 +253,15 @@ fn filters_are_asked_of_the_pf_and_refusals_change_nothing() {
         assert_eq!(got, [&sent[0], &sent[2], &sent[3], &sent[4]].map(Clone::clone));
         b.set_filter(None).unwrap();
         assert_eq!((agreed().vlans, agreed().more_macs.len()), (vec![0], 0));
+        // The address of a filter that is refused is refused with it.
+        let told = || machine.device.with(|nic| nic.policy(1).mac);
+        let before = (b.mac(), told());
+        let mut other = Filter::new([2, 0, 0, 0, 0, 0x66]);
+        other.set_mode(RxMode::Promiscuous, false);
+        other.set_addresses(&[[2, 0, 0, 0, 0, 0x77]], &[]);
+        machine.device.with(|nic| nic.policy(1).refuse(Request::SetMacVlan, 1));
+        b.set_filter(Some(other)).unwrap_err();
+        assert_eq!((b.mac(), told()), before);
         drop((qa, qb, a, b));
         machine.finish();
     }

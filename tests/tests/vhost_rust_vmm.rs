@@ -277,7 +277,7 @@ const INDIRECT: u64 = 1 << 28;
 #[test]
 fn queue_sizes_with_mergeable_buffers() {
     for size in [16, 64, 256, 1024, 4096] {
-        let spec = format!("queue_size={size},mrg_rxbuf=1");
+        let spec = format!("queue_size={size},mrg_rxbuf=1,mtu=9000");
         echo(MRG_RXBUF | INDIRECT, &spec, 3_000, 9000, false);
     }
 }
@@ -285,7 +285,7 @@ fn queue_sizes_with_mergeable_buffers() {
 #[test]
 fn queue_sizes_with_large_buffers() {
     for size in [16, 256, 4096] {
-        let spec = format!("queue_size={size},mrg_rxbuf=0,buffer_size=9216");
+        let spec = format!("queue_size={size},mrg_rxbuf=0,buffer_size=9216,mtu=9000");
         echo(0, &spec, 3_000, 9000, false);
     }
 }
@@ -293,8 +293,8 @@ fn queue_sizes_with_large_buffers() {
 #[test]
 fn asleep() {
     for (features, spec) in [
-        (MRG_RXBUF, "mrg_rxbuf=1"),
-        (MRG_RXBUF | EVENT_IDX | INDIRECT, "mrg_rxbuf=1,event_idx=1"),
+        (MRG_RXBUF, "mrg_rxbuf=1,mtu=9000"),
+        (MRG_RXBUF | EVENT_IDX | INDIRECT, "mrg_rxbuf=1,mtu=9000,event_idx=1"),
         (EVENT_IDX, "mtu=1500,event_idx=1,queue_size=16"),
     ] {
         let longest = if features & MRG_RXBUF != 0 { 9000 } else { 1514 };

@@ -66,6 +66,39 @@ pub struct PortConfig {
 impl PortConfig {
     /// The form of the file that this version reads and writes.
     pub const SCHEMA: &str = "usernic.port/1";
+
+    /// The port spec that this file stands for, where the file is in `folder`.
+    ///
+    /// # Errors
+    /// [`AutoError::Separator`]: a value that would be taken for several keys of a spec.
+    pub fn spec(&self, folder: &Path) -> Result<String, AutoError> {
+        Ok(self.candidate(folder.join(&self.path))?.spec())
+    }
+
+    fn candidate(&self, path: PathBuf) -> Result<Candidate, AutoError> {
+        let mut keys: Vec<(String, String)> = self.keys.clone().into_iter().collect();
+        let mut add = |key: &str, value: Option<String>| {
+            keys.extend(value.map(|value| (key.to_owned(), value)));
+        };
+        add("server", self.server.then(|| "1".to_owned()));
+        add("queues", self.queues.map(|n| n.to_string()));
+        add("mac", self.mac.clone());
+        add("mtu", self.mtu.map(|n| n.to_string()));
+        let device = path.display().to_string();
+        let path = ("path".to_owned(), device.clone());
+        let wrong = |(key, value): &&(String, String)| key.contains([',', '=']) || value.contains(',');
+        if let Some((key, value)) = keys.iter().chain([&path]).find(wrong) {
+            let (key, value) = (key.clone(), value.clone());
+            return Err(AutoError::Separator { key, value });
+        }
+        Ok(Candidate {
+            kind: "virtio-user",
+            device,
+            interface: Some(self.interface.clone()),
+            network: Some(self.network.clone()),
+            keys,
+        })
+    }
 }
 
 /// Why there is no such port, or none that can be told from another.
@@ -90,6 +123,14 @@ pub enum AutoError {
     Part {
         /// What was written.
         part: String,
+    },
+    /// A key or a value that a port spec cannot have: it would be several.
+    #[error("{key}={value}: a comma, or in a key an equals sign, separates the keys of a port spec")]
+    Separator {
+        /// The key.
+        key: String,
+        /// Its value.
+        value: String,
     },
     /// `USERNIC_PORT` is `auto`.
     #[error("USERNIC_PORT={value}: write the port's spec there, as in virtio-user,path=/run/vhost.sock")]
@@ -244,6 +285,30 @@ fn with(spec: &str, keys: &[(String, String)]) -> String {
     own.map(str::to_owned).chain(more).collect::<Vec<_>>().join(",")
 }
 
+/// More than any of the files here has.
+const MOST: u64 = 4 << 20;
+
+/// The text of a regular file. Whatever else has its name, as a FIFO, is an error at once and is not waited for.
+fn read(file: &Path) -> std::io::Result<String> {
+    use std::io::{Error, ErrorKind, Read};
+    use std::os::unix::fs::OpenOptionsExt;
+
+    let mut options = std::fs::OpenOptions::new();
+    let file = options.read(true).custom_flags(libc::O_NONBLOCK).open(file)?;
+    if !file.metadata()?.is_file() {
+        return Err(Error::new(ErrorKind::InvalidInput, "it is no regular file"));
+    }
+    let mut text = String::new();
+    // A file can grow while it is read.
+    if file.take(MOST + 1).read_to_string(&mut text)? as u64 > MOST {
+        return Err(Error::new(
+            ErrorKind::InvalidData,
+            format!("it has more than {MOST} bytes"),
+        ));
+    }
+    Ok(text)
+}
+
 /// What the CNI plugin left.
 fn configs(here: &Surroundings, looked: &mut Vec<String>) -> Vec<Candidate> {
     let folder = here.variable("USERNIC_CONFIG").unwrap_or(FOLDER);
@@ -259,7 +324,7 @@ fn configs(here: &Surroundings, looked: &mut Vec<String>) -> Vec<Candidate> {
     files.sort();
     let mut found = Vec::new();
     for file in &files {
-        let text = match std::fs::read_to_string(file) {
+        let text = match read(file) {
             Ok(text) => text,
             Err(error) => {
                 if !matches!(
@@ -291,21 +356,7 @@ fn config(file: &Path, text: &str, here: &Surroundings) -> Result<Candidate, Str
         Some(absolute) => here.root.join(absolute),
         None => file.parent().unwrap_or(Path::new("/")).join(&config.path),
     };
-    let mut keys: Vec<(String, String)> = config.keys.into_iter().collect();
-    let mut add = |key: &str, value: Option<String>| {
-        keys.extend(value.map(|value| (key.to_owned(), value)));
-    };
-    add("server", config.server.then(|| "1".to_owned()));
-    add("queues", config.queues.map(|n| n.to_string()));
-    add("mac", config.mac);
-    add("mtu", config.mtu.map(|n| n.to_string()));
-    Ok(Candidate {
-        kind: "virtio-user",
-        device: path.display().to_string(),
-        interface: Some(config.interface),
-        network: Some(config.network),
-        keys,
-    })
+    config.candidate(path).map_err(|e| e.to_string())
 }
 
 /// What device plugins and Multus tell.
@@ -365,7 +416,7 @@ struct VhostUser {
 
 /// Multus' annotation, `key="value"` a line, the value quoted.
 fn status(here: &Surroundings, looked: &mut Vec<String>) -> Vec<Candidate> {
-    let text = match std::fs::read_to_string(here.path(ANNOTATIONS)) {
+    let text = match read(&here.path(ANNOTATIONS)) {
         Ok(text) => text,
         Err(error) => {
             looked.push(format!("{ANNOTATIONS}: {error}"));
@@ -548,6 +599,39 @@ mod tests {
         assert_eq!(container.find("auto,queues=2").unwrap(), "vhost,path=/x,queues=2");
         container.1[0].1 = "auto".into();
         assert!(container.find("auto").unwrap_err().contains("USERNIC_PORT=auto"));
+    }
+
+    /// A tenant's neighbour in the pod, or whoever else may write there.
+    #[test]
+    fn a_file_that_is_no_regular_one_is_not_waited_for() {
+        let container = Container::new();
+        container.port("net1", "");
+        let folder = container.0.path().join("run/usernic/net2");
+        std::fs::create_dir_all(&folder).unwrap();
+        let fifo = folder.join("port.json");
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, 0o666.into(), 0).unwrap();
+        container.file("run/usernic/net3/port.json", &" ".repeat(MOST as usize + 1));
+        assert_eq!(
+            container.find("auto").unwrap(),
+            "virtio-user,path=/run/usernic/net1/sock"
+        );
+        let text = container.find("auto,iface=net7").unwrap_err();
+        assert!(text.contains("net2/port.json: it is no regular file"), "{text}");
+        assert!(text.contains("net3/port.json: it has more than"), "{text}");
+    }
+
+    #[test]
+    fn a_value_is_never_several_keys() {
+        let container = Container::new();
+        for more in [
+            r#","mac":"02:00:00:00:00:01,memory=hugetlbfs""#,
+            r#","keys":{"packed_vq":"1,queues=2"}"#,
+            r#","keys":{"packed_vq=1,queues":"2"}"#,
+        ] {
+            container.port("net1", more);
+            let text = container.find("auto").unwrap_err();
+            assert!(text.contains("separates the keys"), "{more}: {text}");
+        }
     }
 
     #[test]

@@ -10,12 +10,18 @@
 //! - the control side [`close`](ControlSide::close)s: it says that the gate is closed, then looks whether the data side
 //!   is busy, and waits until it is not. From then on the value is its own until [`open`](ControlSide::open).
 //!
+//! Everything that the polling thread can look at changes behind the closed gate: the value, and the memory that the value
+//! points to, such as a ring that another device is to find in its initial state. [`change`](ControlSide::change) is the
+//! order: close, change, open, and then wake the thread that sleeps, since what it asked of the other side before it went to
+//! sleep may be forgotten. A gate [with a waker](pair_with_waker) does the last.
+//!
 //! Both sides store one flag and read the other, so each needs a full barrier between its store and its load. The data
 //! side's is a compiler barrier only: the control side issues `membarrier(2)`, which runs a full barrier on every CPU
 //! that runs a thread of this process. Where the kernel refuses that (before 4.14, or under a tight seccomp filter),
 //! the data side pays for a fence of its own.
 
 use std::cell::UnsafeCell;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, OnceLock};
 
 #[cfg(loom_gate)]
@@ -32,7 +38,20 @@ struct Shared<T> {
     busy: Flag,
     /// The data side fences by itself, since `membarrier(2)` is not to be had.
     fenced: bool,
+    /// There is no control side any more: the gate stays closed.
+    abandoned: AtomicBool,
+    /// A private eventfd that ends the data side's sleep.
+    waker: Option<Arc<OwnedFd>>,
     value: UnsafeCell<T>,
+}
+
+impl<T> Shared<T> {
+    fn wake(&self) {
+        if let Some(waker) = &self.waker {
+            // Full: the data side has not seen the wake-ups before this one, either.
+            let _ = rustix::io::write(&**waker, &1u64.to_ne_bytes());
+        }
+    }
 }
 
 // SAFETY: the value is reached by one side at a time (the protocol of this module), so it moves between the two
@@ -57,14 +76,23 @@ pub struct Entered<'a, T> {
 
 /// Makes a closed gate around `value`.
 pub fn pair<T: Send>(value: T) -> (DataSide<T>, ControlSide<T>) {
-    pair_with(value, !membarrier_registered())
+    pair_with(value, None, !membarrier_registered())
 }
 
-fn pair_with<T: Send>(value: T, fenced: bool) -> (DataSide<T>, ControlSide<T>) {
+/// The same for a data side that may sleep. `waker`, an eventfd that does not block and that nobody outside this process
+/// holds, becomes readable whenever the gate was opened, and when the control side is gone. Nobody reads it: it is watched
+/// edge-triggered.
+pub fn pair_with_waker<T: Send>(value: T, waker: Arc<OwnedFd>) -> (DataSide<T>, ControlSide<T>) {
+    pair_with(value, Some(waker), !membarrier_registered())
+}
+
+fn pair_with<T: Send>(value: T, waker: Option<Arc<OwnedFd>>, fenced: bool) -> (DataSide<T>, ControlSide<T>) {
     let shared = Arc::new(Shared {
         closed: Flag(AtomicBool::new(true)),
         busy: Flag(AtomicBool::new(false)),
         fenced,
+        abandoned: AtomicBool::new(false),
+        waker,
         value: UnsafeCell::new(value),
     });
     (DataSide(Arc::clone(&shared)), ControlSide { shared, closed: true })
@@ -87,6 +115,21 @@ impl<T> DataSide<T> {
             None
         } else {
             Some(entered)
+        }
+    }
+}
+
+impl<T> DataSide<T> {
+    /// Whether the control side is gone, so that the gate stays closed.
+    pub fn is_abandoned(&self) -> bool {
+        self.0.abandoned.load(Ordering::Acquire)
+    }
+
+    /// Takes the wake-ups that have come, by `take`. That the control side is gone stays to be seen: it is told again.
+    pub fn take_wakeups(&self, take: impl FnOnce()) {
+        take();
+        if self.is_abandoned() {
+            self.0.wake();
         }
     }
 }
@@ -144,17 +187,30 @@ impl<T> ControlSide<T> {
         !self.closed
     }
 
-    /// Opens the gate.
+    /// Opens the gate, and wakes the data side: what it asked for before the gate was closed may be forgotten.
     pub fn open(&mut self) {
         self.closed = false;
         self.shared.closed.0.store(false, Ordering::Release);
+        self.shared.wake();
+    }
+
+    /// Changes the value, and what it points to, with the data side outside. The gate is open afterwards if it was before.
+    pub fn change<R>(&mut self, change: impl FnOnce(&mut T) -> R) -> R {
+        let was_open = self.is_open();
+        let result = change(self.close());
+        if was_open {
+            self.open();
+        }
+        result
     }
 }
 
 impl<T> Drop for ControlSide<T> {
-    /// With nobody left to control it, the gate stays closed.
+    /// With nobody left to control it, the gate stays closed, and a data side that sleeps is told.
     fn drop(&mut self) {
         self.shared.closed.0.store(true, Ordering::Release);
+        self.shared.abandoned.store(true, Ordering::Release);
+        self.shared.wake();
     }
 }
 
@@ -212,7 +268,7 @@ mod model {
     #[test]
     fn the_sides_are_never_in_together() {
         loom::model(|| {
-            let (mut data, mut control) = pair_with(Watched::new(0u32), true);
+            let (mut data, mut control) = pair_with(Watched::new(0u32), None, true);
             control.open();
             let thread = loom::thread::spawn(move || {
                 let mut entered = 0;
@@ -239,7 +295,7 @@ mod model {
     #[test]
     fn what_is_done_behind_the_gate_is_seen_whole() {
         loom::model(|| {
-            let (mut data, mut control) = pair_with((Watched::new(0u32), Watched::new(0u32)), true);
+            let (mut data, mut control) = pair_with((Watched::new(0u32), Watched::new(0u32)), None, true);
             control.open();
             let thread = loom::thread::spawn(move || {
                 if let Some(both) = data.enter() {
@@ -257,6 +313,63 @@ mod model {
             thread.join().unwrap();
         });
     }
+
+    /// A ring as both sides of the gate see it: memory that everybody can reach, and what the driver makes of it.
+    struct Ring {
+        flags: loom::sync::Arc<AtomicBool>,
+        wrap: Watched<bool>,
+    }
+
+    /// A packed ring's flags say "used" by comparison with the driver's wrap counter (virtio 1.3, 2.8.1). In its second lap
+    /// the counter is 0, and so are the flags of a ring in its initial state: a driver that sees them before its own counter
+    /// is back at 1 takes a buffer for used that no device has used.
+    fn reset_under_a_poller(reset: impl Fn(&mut ControlSide<Ring>, &AtomicBool) + Send + Sync + 'static) {
+        loom::model(move || {
+            let flags = loom::sync::Arc::new(AtomicBool::new(true));
+            let ring = Ring {
+                flags: loom::sync::Arc::clone(&flags),
+                wrap: Watched::new(false),
+            };
+            let (mut data, mut control) = pair_with(ring, None, true);
+            control.open();
+            let thread = loom::thread::spawn(move || {
+                for _ in 0..2 {
+                    if let Some(ring) = data.enter() {
+                        // SAFETY: what the gate is for.
+                        let wrap = ring.wrap.with(|wrap| unsafe { *wrap });
+                        let used = ring.flags.load(Ordering::Relaxed) == wrap;
+                        assert!(!used, "a frame that nobody sent");
+                    }
+                }
+            });
+            reset(&mut control, &flags);
+            thread.join().unwrap();
+        });
+    }
+
+    #[test]
+    fn a_ring_that_is_reset_behind_the_gate_shows_no_frame() {
+        reset_under_a_poller(|control, flags| {
+            control.change(|ring| {
+                flags.store(false, Ordering::Relaxed);
+                // SAFETY: what the gate is for.
+                ring.wrap.with_mut(|wrap| unsafe { *wrap = true });
+            });
+        });
+    }
+
+    /// The same order the other way round, so that the test above is known to see it.
+    #[test]
+    #[should_panic(expected = "a frame that nobody sent")]
+    fn a_ring_that_is_reset_before_the_gate_closes_shows_frames() {
+        reset_under_a_poller(|control, flags| {
+            flags.store(false, Ordering::Relaxed);
+            control.change(|ring| {
+                // SAFETY: what the gate is for.
+                ring.wrap.with_mut(|wrap| unsafe { *wrap = true });
+            });
+        });
+    }
 }
 
 #[cfg(all(test, not(loom_gate)))]
@@ -265,10 +378,11 @@ mod tests {
     use std::time::Duration;
 
     fn exclusive(fenced: bool) {
-        let (mut data, mut control) = pair_with((0u64, 0u64), fenced);
+        let (mut data, mut control) = pair_with((0u64, 0u64), None, fenced);
         let stop = Arc::new(AtomicBool::new(false));
+        let begun = Arc::new(AtomicBool::new(false));
         let thread = std::thread::spawn({
-            let stop = Arc::clone(&stop);
+            let (stop, begun) = (Arc::clone(&stop), Arc::clone(&begun));
             move || {
                 let mut entered = 0u64;
                 while !stop.load(Ordering::Relaxed) {
@@ -277,6 +391,7 @@ mod tests {
                         value.0 += 1;
                         value.1 += 1;
                         entered += 1;
+                        begun.store(true, Ordering::Relaxed);
                     }
                 }
                 entered
@@ -284,6 +399,10 @@ mod tests {
         });
         let mut closed = 0u64;
         control.open();
+        // On a busy machine the other thread may begin late.
+        while !begun.load(Ordering::Relaxed) {
+            std::thread::yield_now();
+        }
         while closed < 2_000 {
             let value = control.close();
             assert_eq!(value.0, value.1);
@@ -300,7 +419,6 @@ mod tests {
         let entered = thread.join().unwrap();
         let value = control.close();
         assert_eq!(value.0, closed + entered);
-        assert!(entered > 0, "the data side never got in");
     }
 
     #[test]
@@ -323,7 +441,31 @@ mod tests {
         assert!(data.enter().is_none());
         control.open();
         assert_eq!(data.enter().map(|v| *v), Some(1));
+        assert!(!data.is_abandoned());
         drop(control);
-        assert!(data.enter().is_none());
+        assert!(data.enter().is_none() && data.is_abandoned());
+    }
+
+    #[test]
+    fn a_sleeper_is_woken_when_the_gate_opens_and_when_nobody_is_left_to_open_it() {
+        use rustix::event::{EventfdFlags, eventfd};
+        let event = Arc::new(eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC).unwrap());
+        let (data, mut control) = pair_with_waker(0u8, Arc::clone(&event));
+        let woken = || rustix::io::read(&*event, &mut [0; 8]).is_ok();
+        control.close();
+        assert!(!woken(), "the gate is still closed");
+        control.open();
+        assert!(woken() && !woken());
+        control.change(|value| *value = 1);
+        assert!(woken() && control.is_open());
+        control.close();
+        control.change(|value| *value = 2);
+        assert!(!woken() && !control.is_open());
+        drop(control);
+        for _ in 0..3 {
+            let mut taken = false;
+            data.take_wakeups(|| taken = woken());
+            assert!(taken, "the end is told again and again");
+        }
     }
 }

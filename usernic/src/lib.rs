@@ -19,6 +19,7 @@
 //! | [`filter`] | which frames are for a port |
 //! | [`switch`] | a learning bridge, cross-connects and reflectors, made of `vhost` ports |
 //! | [`needs`] | what a port needs of its container |
+//! | [`notify`] | signalling an eventfd that the other side holds, without sleeping |
 //! | [`doctor`] | whether machine or container are fit for a port |
 //! | [`cpu`] | CPUs: which may be used, and where they are |
 //! | [`resctrl`] | a part of the cache for polling threads alone |
@@ -65,6 +66,7 @@ pub mod filter;
 pub mod gate;
 pub mod memory;
 pub mod needs;
+pub mod notify;
 pub mod offload;
 mod packet;
 pub mod pci;
@@ -79,12 +81,15 @@ pub mod switch;
 pub mod vf;
 pub mod vfio;
 pub mod vhost_user;
+mod warnings;
 
 pub use error::Error;
 pub use packet::{Burst, Checksum, OffloadError, Packet, PacketError, Place, Segmentation};
 pub use port::{LentMemory, LentPair, LentPort, LentRegion, Link, Port};
 pub use queue::{Buffer, MAX_SEGMENTS, Queue, RawQueue, RawRing, TooManySegments};
 pub use stats::{DeviceStats, Stats};
+/// What [`Link::features`] consists of.
+pub use virtio_ring::Features;
 
 /// Installs a handler of SIGBUS that keeps the process alive when the other side truncates a file of memory that is
 /// mapped here: the lost page becomes zeroes, and the port goes down.
@@ -96,6 +101,13 @@ pub use stats::{DeviceStats, Stats};
 /// That of sigaction(2).
 pub fn install_sigbus_guard() -> Result<(), Error> {
     hugemem::guard::install().map_err(Error::from)
+}
+
+/// When `timeout` will be over; for one that no clock can add, later than anybody waits.
+pub(crate) fn deadline(timeout: std::time::Duration) -> std::time::Instant {
+    let now = std::time::Instant::now();
+    let longest = std::time::Duration::from_secs(u32::MAX.into());
+    now.checked_add(timeout).unwrap_or(now + longest)
 }
 
 /// A random number, for addresses and hash keys.

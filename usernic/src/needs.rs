@@ -13,6 +13,7 @@
 use std::path::PathBuf;
 
 use crate::error::Error;
+use crate::memory::Automatic;
 use crate::pci::{Error as PciError, Function};
 use crate::port::segment_len;
 use crate::spec::{Kind, MemoryKind, PortSpec};
@@ -45,14 +46,11 @@ pub struct Memory {
     pub bytes: usize,
     /// The pages it is made of, by the spec.
     pub kind: MemoryKind,
-    /// The mount of a hugetlbfs that must be there.
+    /// The mount of a hugetlbfs that the spec names. With [`MemoryKind::Hugetlbfs`] and none named, any mount will do.
     pub mount: Option<PathBuf>,
     /// Whether huge pages are of use.
     pub huge: bool,
 }
-
-/// Where a hugetlbfs is looked for by those who do not say.
-const HUGE_DIR: &str = "/dev/hugepages";
 
 impl Needs {
     /// What the port of this spec needs.
@@ -67,29 +65,12 @@ impl Needs {
             return Err(crate::vhost_user::Error::PathTooLong { path, len }.into());
         }
         let folder = spec.path.parent().map(PathBuf::from).unwrap_or_default();
-        let memory = match spec.kind {
-            Kind::VirtioUser => {
-                let mounted = spec.memory == MemoryKind::Hugetlbfs || spec.huge_dir.is_some();
-                Memory {
-                    bytes: segment_len(spec)?,
-                    kind: spec.memory,
-                    mount: mounted.then(|| spec.huge_dir.clone().unwrap_or_else(|| HUGE_DIR.into())),
-                    huge: spec.memory != MemoryKind::Memfd,
-                }
-            }
-            Kind::Vf => {
-                return Err(Error::NotGranted {
-                    why: "a vf port has no socket: ask for the needs of its function instead",
-                });
-            }
-            // The front-end brings rings and shared memory; ours is private.
-            Kind::Vhost => Memory {
-                bytes: segment_len(spec)?,
-                kind: MemoryKind::Memfd,
-                mount: None,
-                huge: false,
-            },
-        };
+        if spec.kind == Kind::Vf {
+            return Err(Error::NotGranted {
+                why: "a vf port has no socket: ask for the needs of its function instead",
+            });
+        }
+        let memory = Memory::of(spec)?;
         let listens = (spec.kind == Kind::VirtioUser) == spec.reversed;
         Ok(Needs {
             socket: Socket { folder, listens },
@@ -99,6 +80,32 @@ impl Needs {
 }
 
 impl Memory {
+    /// What the port of this spec needs, whatever its kind.
+    ///
+    /// # Errors
+    /// Those of [`Needs::of`] that are about memory.
+    pub fn of(spec: &PortSpec) -> Result<Self, Error> {
+        // The front-end of a vhost port brings rings and shared memory; the port's own is private.
+        let (kind, mount) = match spec.kind {
+            Kind::VirtioUser | Kind::Vf => (spec.memory, spec.huge_dir.clone()),
+            Kind::Vhost => (MemoryKind::Memfd, None),
+        };
+        if spec.kind != Kind::Vhost {
+            Automatic::from_spec(spec).check()?;
+        }
+        Ok(Memory {
+            bytes: segment_len(spec)?,
+            kind,
+            mount,
+            huge: kind != MemoryKind::Memfd,
+        })
+    }
+
+    /// Whether it must be in a mount of hugetlbfs.
+    pub fn is_mounted(&self) -> bool {
+        self.kind == MemoryKind::Hugetlbfs || self.mount.is_some()
+    }
+
     /// Its size in whole pages of so many bytes, 0 being taken for 1.
     pub fn in_pages_of(&self, page: usize) -> usize {
         self.bytes.next_multiple_of(page.max(1))
@@ -134,7 +141,7 @@ impl Nodes {
         })?;
         Ok(Nodes {
             function,
-            paths: vec!["/dev/vfio/vfio".into(), format!("/dev/vfio/{group}").into()],
+            paths: vec!["/dev/vfio/vfio".into(), host.group_node(group).into()],
         })
     }
 }
@@ -197,12 +204,16 @@ mod tests {
         assert_eq!(memory.in_pages_of(2 << 20), 2 << 20);
         assert_eq!(memory.in_pages_of(1 << 30), 1 << 30);
         let memory = needs("virtio-user,path=/r/s,memory=hugetlbfs,mem=6M").memory;
-        assert_eq!(memory.mount, Some("/dev/hugepages".into()));
+        assert!(memory.is_mounted() && memory.mount.is_none(), "any mount will do");
         assert_eq!(memory.bytes, 6 << 20);
         let memory = needs("virtio-user,path=/r/s,huge_dir=/mnt/huge").memory;
         assert_eq!(memory.mount, Some("/mnt/huge".into()));
         assert!(!needs("virtio-user,path=/r/s,memory=memfd").memory.huge);
         assert!(!needs("vhost,path=/r/s").memory.huge);
+        let function = |spec: &str| Memory::of(&spec.parse().unwrap()).unwrap();
+        assert!(function("vf,buffers=65536").bytes > 128 << 20);
+        assert!(function("vf,buffers=64,queue_size=64").bytes < 1 << 20);
+        assert_eq!(function("vf,huge_dir=/mnt/huge").mount, Some("/mnt/huge".into()));
     }
 
     #[test]
@@ -212,5 +223,8 @@ mod tests {
         assert!(error.contains("108 bytes"), "{error}");
         let error = Needs::of(&"virtio-user,path=/s,mem=64K".parse().unwrap()).unwrap_err();
         assert!(matches!(error, Error::TooSmall { .. }), "{error}");
+        let spec = "virtio-user,path=/s,memory=memfd,huge_dir=/dev/hugepages";
+        let error = Needs::of(&spec.parse().unwrap()).unwrap_err();
+        assert!(matches!(error, Error::Memory(_)), "{error}");
     }
 }

@@ -11,7 +11,7 @@ use crate::copy::copy;
 use crate::pool::{self, Meta, RESERVED};
 
 pub use offload::{Checksum, OffloadError, Segmentation};
-pub(crate) use offload::{Handled, Marks, asked, emit_header, expect_asking, handle};
+pub(crate) use offload::{Handled, Marks, emit_header, handle};
 pub use place::Place;
 
 /// One frame in a port's packet memory, of one or more segments.
@@ -97,7 +97,7 @@ impl Packet {
     fn segments(&self) -> impl Iterator<Item = &Meta> {
         std::iter::successors(Some(self.meta()), |meta| {
             // SAFETY: the segments behind the first are owned by self too.
-            meta.next.map(|next| unsafe { &*next.as_ptr() })
+            meta.next().map(|next| unsafe { &*next.as_ptr() })
         })
     }
 
@@ -105,9 +105,9 @@ impl Packet {
     #[inline]
     pub fn len(&self) -> usize {
         let meta = self.meta();
-        match meta.next {
-            None => meta.len as usize,
-            Some(_) => self.segments().map(|m| m.len as usize).sum(),
+        match meta.is_last() {
+            true => meta.len as usize,
+            false => self.segments().map(|m| m.len as usize).sum(),
         }
     }
 
@@ -179,7 +179,7 @@ impl Packet {
     #[inline]
     pub fn read_at(&self, offset: usize, dst: &mut [u8]) -> Result<(), PacketError> {
         let meta = self.meta();
-        if meta.next.is_none() && offset.saturating_add(dst.len()) <= meta.len as usize {
+        if meta.is_last() && offset.saturating_add(dst.len()) <= meta.len as usize {
             // SAFETY: in bounds of the segment, as just checked; dst is ours.
             unsafe { copy(meta.data().add(offset), dst.as_mut_ptr(), dst.len()) };
             return Ok(());
@@ -200,7 +200,7 @@ impl Packet {
     #[inline]
     pub fn write_at(&mut self, offset: usize, src: &[u8]) -> Result<(), PacketError> {
         let meta = self.meta();
-        if meta.next.is_none() && offset.saturating_add(src.len()) <= meta.len as usize {
+        if meta.is_last() && offset.saturating_add(src.len()) <= meta.len as usize {
             // SAFETY: in bounds of the segment, as just checked.
             unsafe { copy(src.as_ptr(), meta.data().add(offset), src.len()) };
             return Ok(());
@@ -256,44 +256,63 @@ impl Packet {
     pub fn set_len(&mut self, len: usize) -> Result<(), PacketError> {
         let end = self.end_of_room();
         let meta = self.meta_mut();
-        if meta.next.is_none() && usize::from(meta.offset) + len <= end {
+        // The offset is never behind the end; a sum with `len` could wrap.
+        if meta.is_last() && len <= end - usize::from(meta.offset) {
             meta.len = len as u32;
             return Ok(());
         }
         self.set_len_slow(len)
     }
 
+    /// Makes the frame empty: its first segment without a byte, and no other.
+    fn clear(&mut self) {
+        let first = self.meta_mut();
+        first.len = 0;
+        if let Some(rest) = first.take_next() {
+            // SAFETY: cut off from self, and so owned here.
+            unsafe { pool::free([rest]) };
+        }
+    }
+
     #[inline(never)]
     fn set_len_slow(&mut self, len: usize) -> Result<(), PacketError> {
+        // More than the pool has in all its buffers would take them all from the port, to give them back again.
+        // SAFETY: owned by self.
+        if len > unsafe { pool::capacity_of(self.meta()) } {
+            self.clear();
+            return Err(PacketError::NoBuffers { len });
+        }
         let mut left = len;
         let mut at = self.0;
         let end = self.end_of_room();
         loop {
             // SAFETY: a segment of self, reached through &mut self.
             let meta = unsafe { at.as_mut() };
-            let n = left.min(end - usize::from(meta.offset));
+            // Only the last segment grows: the bytes of those before it are followed by the next segment's.
+            let most = match meta.is_last() {
+                true => end - usize::from(meta.offset),
+                false => meta.len as usize,
+            };
+            let n = left.min(most);
             meta.len = n as u32;
             left -= n;
             if left == 0 {
-                if let Some(rest) = meta.next.take() {
+                if let Some(rest) = meta.take_next() {
                     // SAFETY: cut off from self, and so owned here.
-                    unsafe { pool::free(rest) };
+                    unsafe { pool::free([rest]) };
                 }
                 return Ok(());
             }
-            if meta.next.is_none() {
+            if meta.is_last()
                 // SAFETY: owned by self.
-                meta.next = unsafe { pool::sibling(at) };
+                && let Some(next) = unsafe { pool::sibling(at) }
+            {
+                meta.set_next(next);
             }
-            match meta.next {
+            match meta.next() {
                 Some(next) => at = next,
                 None => {
-                    let first = self.meta_mut();
-                    first.len = 0;
-                    if let Some(rest) = first.next.take() {
-                        // SAFETY: cut off from self, and so owned here.
-                        unsafe { pool::free(rest) };
-                    }
+                    self.clear();
                     return Err(PacketError::NoBuffers { len });
                 }
             }
@@ -316,6 +335,21 @@ impl Packet {
         }
         self.copy_offloads(other);
         Ok(())
+    }
+
+    /// As [`copy_packet`](Packet::copy_packet), into fresh buffers, of which there are as many as it takes already.
+    pub(crate) fn fill_from(&mut self, other: &Packet) -> Result<(), PacketError> {
+        let (mut left, room) = (other.len(), self.end_of_room() - usize::from(pool::HEADROOM));
+        let mut at = Some(self.0);
+        while let Some(mut meta) = at {
+            // SAFETY: a segment of self, reached through &mut self.
+            let meta = unsafe { meta.as_mut() };
+            let n = left.min(room);
+            meta.len = n as u32;
+            left -= n;
+            at = meta.next();
+        }
+        self.copy_packet(other)
     }
 
     /// Copies a part of another packet to `at`. `false`, and nothing copied: it is not there, or does not fit.
@@ -371,6 +405,8 @@ impl Packet {
         }
         meta.offset += count as u16;
         meta.len -= count as u32;
+        // The bytes before the frame are those that were taken off: no header, wherever one was zeroed before.
+        meta.zeroed_at = 0;
         self.shift_offloads(-(count as isize));
         Ok(())
     }
@@ -381,7 +417,7 @@ impl Packet {
         let meta = self.meta();
         // SAFETY: owned by self.
         let (_, private) = unsafe { pool::room_of(meta) };
-        if private && meta.next.is_none() {
+        if private && meta.is_last() {
             // SAFETY: private memory, owned by self, initialised (mapped pages are).
             Some(unsafe { std::slice::from_raw_parts(meta.data(), meta.len as usize) })
         } else {
@@ -412,7 +448,7 @@ impl Drop for Packet {
     #[inline]
     fn drop(&mut self) {
         // SAFETY: owned by self, which is gone after this.
-        unsafe { pool::free(self.0) }
+        unsafe { pool::free([self.0]) }
     }
 }
 
@@ -442,6 +478,9 @@ pub struct Burst {
 
 impl Burst {
     /// An empty burst for up to `capacity` packets (at least 1).
+    ///
+    /// # Panics
+    /// If no memory has room for so many pointers.
     pub fn new(capacity: usize) -> Self {
         Burst {
             packets: Vec::with_capacity(capacity.max(1)),
@@ -485,15 +524,26 @@ impl Burst {
         self.packets.drain(..)
     }
 
+    /// Keeps the packets for which `keep` says so, in their order, and drops the others.
+    pub fn retain(&mut self, mut keep: impl FnMut(&mut Packet) -> bool) {
+        self.packets.retain_mut(|packet| keep(packet));
+    }
+
     /// Drops all packets.
     #[inline]
     pub fn clear(&mut self) {
-        self.packets.clear();
+        self.truncate(0);
     }
 
     /// Drops all packets but the first `count`.
     pub fn truncate(&mut self, count: usize) {
-        self.packets.truncate(count);
+        let len = self.packets.len();
+        let count = count.min(len);
+        // SAFETY: no more than there are; those behind are freed right below, and are nobody's if that panics.
+        unsafe { self.packets.set_len(count) };
+        let rest = self.packets.spare_capacity_mut()[..len - count].iter();
+        // SAFETY: so many were initialised, and they are given up.
+        unsafe { pool::free(rest.map(|packet| packet.assume_init_ref().meta_ptr())) };
     }
 
     /// Moves packets from the front of `self` to `other`, as many as fit.
@@ -587,6 +637,16 @@ impl std::ops::DerefMut for Burst {
     #[inline(always)]
     fn deref_mut(&mut self) -> &mut [Packet] {
         &mut self.packets
+    }
+}
+
+impl IntoIterator for Burst {
+    type Item = Packet;
+    type IntoIter = std::vec::IntoIter<Packet>;
+
+    /// The packets, from the front.
+    fn into_iter(self) -> Self::IntoIter {
+        self.packets.into_iter()
     }
 }
 

@@ -5,14 +5,19 @@
 //! is the cookie that a ring carries.
 //!
 //! A pool outlives its port while packets of it are about. Nothing is counted packet by packet for that: buffers leave
-//! and come home in bulk, and the bulks are counted.
+//! and come home in bulk, and the bulks are counted. Packets that are dropped go home by a
+//! [`magazine`] of their thread, and a pool that closes takes what is in any of them.
 
-use std::cell::{RefCell, UnsafeCell};
+mod magazine;
+
+use std::cell::UnsafeCell;
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use hugemem::{Segment, Slab};
+
+pub(crate) use magazine::{flush_this_thread, free};
 
 use crate::offload::checksum::Partial;
 use crate::packet::Marks;
@@ -35,8 +40,11 @@ pub(crate) struct Meta {
     /// The same, as the other side names it.
     pub(crate) address: u64,
     pool: *const Inner,
-    /// The next segment of the same packet. None in a buffer that nobody has: whoever gives one back takes it out first.
-    pub(crate) next: Option<NonNull<Meta>>,
+    /// The next segment of the same packet and [`MORE`]; in the last one the pool, and with it [`ASKS`] if there may be
+    /// something in `marks` that the packet asks for. So one comparison with an [`Own`] tells of a packet to send that it
+    /// is of one segment, of the sender's pool, and asks for nothing. In a buffer that nobody has it is the pool: whoever
+    /// gives one back sees to that first.
+    link: *mut u8,
     // `offset` to `len` stand in an order in which few stores reset them, of a packet to send and of a buffer to receive
     // into.
     /// Where the packet's bytes begin, from `base`.
@@ -65,11 +73,102 @@ pub(crate) struct Meta {
 
 const _: () = assert!(size_of::<Meta>() == 64);
 
+/// In [`Meta::link`]: it leads to another segment.
+const MORE: usize = 1;
+/// In [`Meta::link`] of a packet's first segment: look at its marks.
+const ASKS: usize = 2;
+
+const _: () = assert!(align_of::<Meta>() > (MORE | ASKS) && align_of::<Inner>() > (MORE | ASKS));
+
+/// A pool, as [`Meta::is_plain_of`] compares it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Own(*mut u8);
+
 impl Meta {
+    /// The next segment of the same packet.
+    #[inline(always)]
+    pub(crate) fn next(&self) -> Option<NonNull<Meta>> {
+        // SAFETY: with MORE the link is what `set_next` made of a NonNull.
+        (!self.is_last()).then(|| unsafe { NonNull::new_unchecked(self.link.map_addr(|a| a & !(MORE | ASKS)).cast()) })
+    }
+
+    /// Whether no segment follows.
+    #[inline(always)]
+    pub(crate) fn is_last(&self) -> bool {
+        self.link.addr() & MORE == 0
+    }
+
+    /// Puts a segment behind this one, which is the last.
+    #[inline]
+    pub(crate) fn set_next(&mut self, next: NonNull<Meta>) {
+        debug_assert!(self.is_last());
+        let asks = self.link.addr() & ASKS;
+        self.link = next.as_ptr().cast::<u8>().map_addr(|a| a | MORE | asks);
+    }
+
+    /// Cuts off the segments behind this one.
+    #[inline]
+    pub(crate) fn take_next(&mut self) -> Option<NonNull<Meta>> {
+        let next = self.next();
+        let asks = self.link.addr() & ASKS;
+        self.link = self.pool.cast_mut().cast::<u8>().map_addr(|a| a | asks);
+        next
+    }
+
+    /// Of a packet's first segment: there is something that it asks for.
+    #[inline]
+    pub(crate) fn set_asks(&mut self) {
+        self.link = self.link.map_addr(|a| a | ASKS);
+    }
+
+    /// Of a packet's first segment: there is nothing that it asks for.
+    #[inline]
+    pub(crate) fn clear_asks(&mut self) {
+        self.link = self.link.map_addr(|a| a & !ASKS);
+    }
+
+    /// Of a packet's first segment: there may be something that it asks for.
+    #[inline(always)]
+    pub(crate) fn asks(&self) -> bool {
+        self.link.addr() & ASKS != 0
+    }
+
+    /// Of a packet's first segment: there is no other, and nothing that it asks for.
+    #[inline(always)]
+    pub(crate) fn is_plain(&self) -> bool {
+        self.link.addr() & (MORE | ASKS) == 0
+    }
+
+    /// The same, and the buffer is of this pool.
+    #[inline(always)]
+    pub(crate) fn is_plain_of(&self, own: Own) -> bool {
+        self.link == own.0
+    }
+
+    /// Whether there is no other segment, and the buffer is of this pool.
+    #[inline(always)]
+    pub(crate) fn is_single_of(&self, own: Own) -> bool {
+        self.link.addr() & !ASKS == own.0.addr()
+    }
+
+    /// Whether the buffer, and with it all of its packet, is of this pool.
+    #[inline]
+    pub(crate) fn is_of(&self, own: Own) -> bool {
+        self.pool.addr() == own.0.addr()
+    }
+
+    /// Makes a chain's segment a buffer that nobody has; what was behind it.
+    #[inline(always)]
+    fn detach(&mut self) -> Option<NonNull<Meta>> {
+        let next = self.next();
+        self.link = self.pool.cast_mut().cast();
+        next
+    }
+
     /// Makes a buffer that nobody had an empty packet.
     #[inline(always)]
     pub(crate) fn reset(&mut self) {
-        debug_assert!(self.next.is_none());
+        debug_assert!(self.is_plain());
         self.offset = HEADROOM;
         self.marks = Marks::NONE;
         self.hdr_len = 0;
@@ -189,7 +288,7 @@ impl Pool {
                     base,
                     address: (base as u64).wrapping_add(bias),
                     pool: inner.as_ptr(),
-                    next: None,
+                    link: inner.as_ptr().cast(),
                     id,
                     len: 0,
                     offset: HEADROOM,
@@ -243,7 +342,8 @@ impl Pool {
 impl Drop for Pool {
     fn drop(&mut self) {
         self.inner().closed.store(true, Ordering::Relaxed);
-        flush_this_thread();
+        // Buffers that are freed from now on go home at once, and those that threads have in hand now.
+        magazine::flush_all_of(self.0);
         // SAFETY: the owner's reference, given up here, once.
         unsafe { release(self.0, 1) };
     }
@@ -255,9 +355,10 @@ impl Drop for Pool {
 /// The caller owns `n` references to `inner`, and uses it no more.
 unsafe fn release(inner: NonNull<Inner>, n: usize) {
     // SAFETY: alive by the references that are given up here.
-    let before = unsafe { inner.as_ref() }.refs.fetch_sub(n, Ordering::Release);
-    if before == n {
-        fence(Ordering::Acquire);
+    let refs = &unsafe { inner.as_ref() }.refs;
+    if refs.fetch_sub(n, Ordering::Release) == n {
+        // What the others did with it comes before. A load, not a fence: ThreadSanitizer knows no fences.
+        refs.load(Ordering::Acquire);
         // SAFETY: the last reference: every buffer is home, the owner is gone. It came from Box::leak.
         drop(unsafe { Box::from_raw(inner.as_ptr()) });
     }
@@ -299,6 +400,12 @@ impl Cache {
 
     pub(crate) fn pool(&self) -> &Arc<Pool> {
         &self.pool
+    }
+
+    /// The pool, to be compared with.
+    #[inline(always)]
+    pub(crate) fn own(&self) -> Own {
+        Own(self.pool.0.as_ptr().cast())
     }
 
     /// Buffers that can be made ready at the most.
@@ -376,7 +483,7 @@ impl Cache {
             ids: self.ids.as_mut_ptr(),
             len: self.ids.len(),
             most: self.most,
-            pool: self.pool.0.as_ptr(),
+            own: self.own(),
             cache: self,
         }
     }
@@ -387,10 +494,10 @@ impl Cache {
         while let Some(mut meta) = next {
             // SAFETY: the caller owns the chain.
             let m = unsafe { meta.as_mut() };
-            next = m.next.take();
+            next = m.detach();
             if m.pool != self.pool.0.as_ptr() {
                 // SAFETY: owned, and now a chain of one.
-                unsafe { free(meta) };
+                unsafe { free([meta]) };
                 continue;
             }
             if self.ids.len() == self.most {
@@ -424,7 +531,7 @@ pub(crate) struct Returning<'a> {
     ids: *mut u32,
     len: usize,
     most: usize,
-    pool: *const Inner,
+    own: Own,
     cache: &'a mut Cache,
 }
 
@@ -437,7 +544,7 @@ impl Returning<'_> {
     pub(crate) unsafe fn put(&mut self, meta: NonNull<Meta>) {
         // SAFETY: the caller owns it.
         let m = unsafe { meta.as_ref() };
-        if m.next.is_none() && m.pool == self.pool && self.len < self.most {
+        if m.is_plain_of(self.own) && self.len < self.most {
             // SAFETY: below the capacity.
             unsafe { self.ids.add(self.len).write(m.id) };
             self.len += 1;
@@ -463,77 +570,6 @@ impl Drop for Returning<'_> {
     fn drop(&mut self) {
         // SAFETY: the first `len` are initialised.
         unsafe { self.cache.ids.set_len(self.len) };
-    }
-}
-
-/// Freed packets of one pool, on their way home: what `Packet::drop` fills, a thread at a time.
-struct Magazine {
-    inner: Option<NonNull<Inner>>,
-    ids: Vec<u32>,
-}
-
-const MAGAZINE: usize = 2 * BULK;
-
-impl Magazine {
-    fn flush(&mut self) {
-        if let Some(inner) = self.inner
-            && !self.ids.is_empty()
-        {
-            // SAFETY: the magazine owned these buffers, and is emptied right below.
-            unsafe { Inner::give(inner, &self.ids) };
-            self.ids.clear();
-        }
-        self.inner = None;
-    }
-}
-
-impl Drop for Magazine {
-    fn drop(&mut self) {
-        self.flush();
-    }
-}
-
-thread_local! {
-    static MAGAZINE_OF_THREAD: RefCell<Magazine> = const { RefCell::new(Magazine { inner: None, ids: Vec::new() }) };
-}
-
-pub(crate) fn flush_this_thread() {
-    // At thread exit the magazine may be gone already, and is then flushed.
-    let _ = MAGAZINE_OF_THREAD.try_with(|m| m.borrow_mut().flush());
-}
-
-/// Frees a packet: all segments of it.
-///
-/// # Safety
-/// The caller owns the buffers and gives them up.
-#[inline]
-pub(crate) unsafe fn free(meta: NonNull<Meta>) {
-    let mut next = Some(meta);
-    while let Some(mut meta) = next {
-        // SAFETY: the caller owns the chain.
-        let m = unsafe { meta.as_mut() };
-        next = m.next.take();
-        // SAFETY: a buffer's pool is alive while the buffer is out.
-        let inner = unsafe { NonNull::new_unchecked(m.pool.cast_mut()) };
-        let id = m.id;
-        let kept = MAGAZINE_OF_THREAD.try_with(|magazine| {
-            let mut magazine = magazine.borrow_mut();
-            if magazine.inner != Some(inner) {
-                magazine.flush();
-                magazine.ids.reserve(MAGAZINE);
-                magazine.inner = Some(inner);
-            }
-            magazine.ids.push(id);
-            // SAFETY: alive: this very buffer is a reference.
-            if magazine.ids.len() == MAGAZINE || unsafe { inner.as_ref() }.closed.load(Ordering::Relaxed) {
-                magazine.flush();
-            }
-        });
-        if kept.is_err() {
-            // The thread is ending and its magazine is gone.
-            // SAFETY: owned, given up here.
-            unsafe { Inner::give(inner, &[id]) };
-        }
     }
 }
 
@@ -566,4 +602,15 @@ pub(crate) unsafe fn room_of(meta: &Meta) -> (u32, bool) {
     // SAFETY: the pool is alive while one of its buffers is out.
     let inner = unsafe { &*meta.pool };
     (inner.room, inner.private)
+}
+
+/// Bytes of a frame at the most, if all buffers of the buffer's pool were its own. No more than fits a `u32`.
+///
+/// # Safety
+/// The caller owns the buffer.
+pub(crate) unsafe fn capacity_of(meta: &Meta) -> usize {
+    // SAFETY: the pool is alive while one of its buffers is out.
+    let inner = unsafe { &*meta.pool };
+    let of_one = usize::from(HEADROOM) + inner.room as usize;
+    of_one.saturating_mul(inner.meta.len()).min(u32::MAX as usize)
 }

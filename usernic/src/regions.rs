@@ -1,16 +1,21 @@
 //! A front-end's memory, as it is mapped here.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
 use iova::{Range, Table};
-use rustix::fs::FileType;
 use rustix::mm::{MapFlags, ProtFlags};
 use virtio_ring::Window;
 
+use crate::vhost_user::PeerFd;
+
 /// Regions that are taken at the most: what is said to `GET_MAX_MEM_SLOTS`.
 pub(crate) const MAX_REGIONS: usize = 32;
+
+/// Bytes of all regions at the most. Address space is what a front-end can have for nothing, with sparse files: this much
+/// leaves enough for the other ports of a process (47 bits on x86-64).
+const MAX_BYTES: u64 = 4 << 40;
 
 /// One region, as a vhost-user message describes it.
 #[derive(Debug)]
@@ -22,7 +27,7 @@ pub(crate) struct Region {
     pub(crate) size: u64,
     /// Where the region begins in the file.
     pub(crate) offset: u64,
-    pub(crate) fd: OwnedFd,
+    pub(crate) fd: PeerFd,
 }
 
 /// Why a region cannot be taken.
@@ -31,9 +36,11 @@ pub(crate) enum RegionError {
     #[error("region of {size:#x} bytes at {guest:#x}: {what}")]
     Shape { guest: u64, size: u64, what: &'static str },
     #[error(
-        "region at {guest:#x} is on file system {magic:#x}: only memory is taken (memfd, tmpfs, hugetlbfs), since a page of anything else can block whoever touches it"
+        "region at {guest:#x} is no file in memory: only those are taken (memfd, tmpfs, hugetlbfs), since a page of anything else can block whoever touches it"
     )]
-    NotMemory { guest: u64, magic: u64 },
+    NotMemory { guest: u64 },
+    #[error("regions of {0:#x} bytes: {MAX_BYTES:#x} are taken at the most")]
+    TooLarge(u64),
     #[error("region at {guest:#x} ends at {end:#x} of a file of {len:#x} bytes")]
     Short { guest: u64, end: u64, len: u64 },
     #[error("{tried} of region at {guest:#x}: {source}")]
@@ -42,6 +49,8 @@ pub(crate) enum RegionError {
         tried: &'static str,
         source: std::io::Error,
     },
+    #[error("region at {guest:#x} cannot be guarded against truncation: {source}")]
+    Guard { guest: u64, source: hugemem::Error },
     #[error("region at {guest:#x}: {source}")]
     Table { guest: u64, source: iova::Error },
 }
@@ -78,9 +87,7 @@ pub(crate) struct Regions {
     mappings: Vec<Arc<Mapping>>,
 }
 
-const TMPFS_MAGIC: u64 = 0x0102_1994;
 const HUGETLBFS_MAGIC: u64 = 0x9584_58f6;
-const RAMFS_MAGIC: u64 = 0x8584_58f6;
 
 impl Regions {
     /// Maps a whole table.
@@ -113,6 +120,11 @@ impl Regions {
         let range = Range::new(guest, size).ok_or(shape("it is empty or wraps around"))?;
         Range::new(user, size).ok_or(shape("its user addresses wrap around"))?;
         let end = offset.checked_add(size).ok_or(shape("its file offset overflows"))?;
+        let all = self.mappings.iter().map(|m| m.size).fold(size, u64::saturating_add);
+        if all > MAX_BYTES {
+            return Err(RegionError::TooLarge(all));
+        }
+        let fd = fd.into_memory().map_err(|_| RegionError::NotMemory { guest })?;
         let page = check_memory(&fd, guest, end)?;
         let skip = offset % page;
         let len = usize::try_from((skip + size).next_multiple_of(page)).map_err(|_| shape("it is too large"))?;
@@ -135,18 +147,19 @@ impl Regions {
         let start = NonNull::new(start.cast::<u8>()).ok_or(shape("it was mapped at address 0"))?;
         // The front-end can truncate its file under us. Where the program installed the guard, that marks the mapping
         // dead instead of ending the process.
-        // SAFETY: the mapping was made above, and its registration goes before it does (`Mapping::drop`).
-        let guard = unsafe { hugemem::guard::register(start, len, page as usize) }.ok();
         let ours = start.as_ptr() as u64 + skip;
-        let mapping = Mapping {
+        let mut mapping = Mapping {
             start,
             len,
             guest,
             user,
             size,
             ours,
-            guard,
+            guard: None,
         };
+        // SAFETY: the mapping was made above, and its registration goes before it does (`Mapping::drop`).
+        let guard = unsafe { hugemem::guard::register(start, len, page as usize) };
+        mapping.guard = Some(guard.map_err(|source| RegionError::Guard { guest, source })?);
         self.table
             .insert(range, ours)
             .map_err(|source| RegionError::Table { guest, source })?;
@@ -165,14 +178,18 @@ impl Regions {
         Some(())
     }
 
-    /// A segment of this process as a front-end's only region.
+    /// A segment of this process as a front-end's memory, with borders between regions at these addresses.
     #[cfg(test)]
-    pub(crate) fn own(segment: &hugemem::Segment) -> Self {
-        let base = segment.base().as_ptr() as u64;
+    pub(crate) fn own(segment: &hugemem::Segment, borders: impl IntoIterator<Item = u64>) -> Self {
+        let mut start = segment.base().as_ptr() as u64;
+        let end = start + segment.len() as u64;
         let mut all = Regions::default();
-        all.table
-            .insert(Range::new(base, segment.len() as u64).unwrap(), base)
-            .unwrap();
+        for border in borders.into_iter().chain([end]) {
+            all.table
+                .insert(Range::new(start, border - start).unwrap(), start)
+                .unwrap();
+            start = border;
+        }
         all
     }
 
@@ -208,6 +225,12 @@ unsafe impl virtio_ring::Translate for Regions {
             .map(|ours| unsafe { NonNull::new_unchecked(ours as *mut u8) })
     }
 
+    fn prefix(&self, addr: u64, len: u32) -> Option<(NonNull<u8>, u32)> {
+        let (ours, n) = self.table.prefix(addr, len.into())?;
+        // At most `len`.
+        Some((NonNull::new(ours as *mut u8)?, n as u32))
+    }
+
     #[inline]
     fn window(&self, addr: u64) -> Option<Window> {
         let region = self.table.region_at(addr)?;
@@ -219,7 +242,7 @@ unsafe impl virtio_ring::Translate for Regions {
     }
 }
 
-/// Checks that the file is memory and long enough; its page size.
+/// Checks that a file in memory is long enough; its page size.
 fn check_memory(fd: &OwnedFd, guest: u64, end: u64) -> Result<u64, RegionError> {
     let system = |tried| {
         move |e: rustix::io::Errno| RegionError::System {
@@ -228,14 +251,10 @@ fn check_memory(fd: &OwnedFd, guest: u64, end: u64) -> Result<u64, RegionError> 
             source: e.into(),
         }
     };
-    let stat = rustix::fs::fstat(fd.as_fd()).map_err(system("fstat(2)"))?;
-    let fs = rustix::fs::fstatfs(fd.as_fd()).map_err(system("fstatfs(2)"))?;
+    // Neither of them blocks: the file is one of tmpfs or hugetlbfs.
+    let stat = rustix::fs::fstat(fd).map_err(system("fstat(2)"))?;
+    let fs = rustix::fs::fstatfs(fd).map_err(system("fstatfs(2)"))?;
     let magic = fs.f_type as u64 & 0xFFFF_FFFF;
-    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile
-        || ![TMPFS_MAGIC, HUGETLBFS_MAGIC, RAMFS_MAGIC].contains(&magic)
-    {
-        return Err(RegionError::NotMemory { guest, magic });
-    }
     let len = stat.st_size as u64;
     if end > len {
         return Err(RegionError::Short { guest, end, len });

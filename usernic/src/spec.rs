@@ -431,10 +431,10 @@ impl PortSpec {
             "server" | "client" => self.reversed = flag(key, value)?,
             "socket_mode" => self.access.mode = Some(mode(key, value)?),
             "socket_owner" => (self.access.user, self.access.group) = owner(key, value)?,
-            "queues" => self.queues = number(key, value, 1, 128)?,
-            "queue_size" => self.queue_size = number(key, value, 2, 32768)?,
+            "queues" => self.queues = number(key, value, QUEUES)?,
+            "queue_size" => self.queue_size = number(key, value, QUEUE_SIZE)?,
             "mac" => self.mac = Some(mac(key, value)?),
-            "mtu" => self.mtu = number(key, value, 68, 9710)?,
+            "mtu" => self.mtu = number(key, value, MTU)?,
             "mrg_rxbuf" => self.mrg_rxbuf = Some(flag(key, value)?),
             "in_order" => self.in_order = flag(key, value)?,
             "event_idx" => self.event_idx = flag(key, value)?,
@@ -446,8 +446,8 @@ impl PortSpec {
             "lro" => self.lro = flag(key, value)?,
             "rss" => self.rss = flag(key, value)?,
             "speed" => self.speed = speed(key, value)?,
-            "buffers" => self.buffers = Some(number(key, value, 64, 1 << 20)?),
-            "buffer_size" => self.buffer_size = number(key, value, 1024, 16384)?,
+            "buffers" => self.buffers = Some(number(key, value, BUFFERS)?),
+            "buffer_size" => self.buffer_size = number(key, value, BUFFER_SIZE)?,
             "mem" => self.mem = Some(size(key, value)?),
             "memory" => {
                 self.memory = match value {
@@ -459,20 +459,20 @@ impl PortSpec {
                 }
             }
             "huge_dir" => self.huge_dir = Some(PathBuf::from(value)),
-            "numa" => self.numa = Some(number(key, value, 0, 1023)?),
+            "numa" => self.numa = Some(number(key, value, NODE)?),
             "cpus" => self.cpus = cpus(key, value)?,
-            "timeout" => self.timeout_ms = number(key, value, 1, 3_600_000)?,
+            "timeout" => self.timeout_ms = number(key, value, TIMEOUT)?,
             "reconnect" => self.reconnect = flag(key, value)?,
             "pci" => {
                 let address = value.parse::<Address>();
                 self.pci = Some(address.map_err(|e| bad(key, value, e.to_string()))?);
             }
             "vlan" => {
-                let ids = value.split('+').map(|id| number(key, id.trim(), 0, 4095));
+                let ids = value.split('+').map(|id| number(key, id.trim(), VLAN));
                 self.vlans = ids.collect::<Result<_, _>>()?;
             }
             "vlan_strip" => self.vlan_strip = flag(key, value)?,
-            "moderation" => self.moderation = number(key, value, 0, 1046)?,
+            "moderation" => self.moderation = number(key, value, MODERATION)?,
             "interface" => {
                 self.interface = match value {
                     "auto" => Interface::Auto,
@@ -489,6 +489,101 @@ impl PortSpec {
 }
 
 impl PortSpec {
+    /// Whether a port can be opened with these values: also for specs that a program put together field by field.
+    ///
+    /// # Errors
+    /// [`SpecError::Value`] or [`SpecError::Required`] for the first that cannot be.
+    pub fn check(&self) -> Result<(), SpecError> {
+        let kind = self.kind;
+        within("queues", self.queues, QUEUES)?;
+        if kind != Kind::Vhost {
+            within("queue_size", self.queue_size, QUEUE_SIZE)?;
+        }
+        within("mtu", self.mtu, MTU)?;
+        within("buffer_size", self.buffer_size, BUFFER_SIZE)?;
+        within("timeout", self.timeout_ms, TIMEOUT)?;
+        within("moderation", self.moderation, MODERATION)?;
+        for &id in &self.vlans {
+            within("vlan", id, VLAN)?;
+        }
+        if let Some(buffers) = self.buffers {
+            within("buffers", buffers, BUFFERS)?;
+        }
+        if let Some(node) = self.numa {
+            within("numa", node, NODE)?;
+        }
+        speed("speed", &self.speed.to_string())?;
+        if let Some(bytes) = self.mem {
+            size("mem", &bytes.to_string())?;
+        }
+        if let Some(address) = self.mac {
+            let [a, b, c, d, e, f] = address;
+            let text = format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}");
+            own_address("mac", &text, address)?;
+        }
+        if let Some(bits) = self.access.mode {
+            mode("socket_mode", &format!("{bits:o}"))?;
+        }
+        let ids = [self.access.user, self.access.group];
+        if ids.contains(&Some(u32::MAX)) {
+            return Err(bad(
+                "socket_owner",
+                &u32::MAX.to_string(),
+                "that number means nobody to chown(2)",
+            ));
+        }
+        if kind == Kind::VirtioUser && !self.packed && !self.queue_size.is_power_of_two() {
+            return Err(bad(
+                "queue_size",
+                &self.queue_size.to_string(),
+                "a split ring has a power of two of descriptors, 2 to 32768 (virtio 1.3, 2.7); with packed_vq=1 any number",
+            ));
+        }
+        if kind == Kind::VirtioUser {
+            for (key, on) in [("tso", self.tso), ("lro", self.lro)] {
+                if on && self.csum == Some(false) {
+                    return Err(bad(
+                        key,
+                        "1",
+                        "a packet that is cut has a new checksum: leave csum=0 out",
+                    ));
+                }
+            }
+            if self.lro && self.mrg_rxbuf == Some(false) {
+                return Err(bad(
+                    "lro",
+                    "1",
+                    "packets of up to 64 KiB take several buffers: leave mrg_rxbuf=0 out",
+                ));
+            }
+        }
+        if !self.cpus.is_empty() && self.cpus.len() != usize::from(self.queues) {
+            let list = self.cpus.len().to_string();
+            let expected = format!("one CPU for each of the {} queue pairs (queues=)", self.queues);
+            return Err(bad("cpus", &list, &expected));
+        }
+        for (at, cpu) in self.cpus.iter().enumerate() {
+            if *cpu >= CPUS || self.cpus[..at].contains(cpu) {
+                return Err(bad("cpus", &cpu.to_string(), CPU_LIST));
+            }
+        }
+        if kind == Kind::Vf {
+            self.check_vf()?;
+        }
+        if self.path.as_os_str().is_empty() && kind != Kind::Vf {
+            let example = match kind {
+                Kind::Vhost => "vhost,path=/run/vhost.sock",
+                _ => "virtio-user,path=/run/vhost.sock",
+            };
+            return Err(SpecError::Required {
+                kind: kind.name(),
+                key: "path",
+                example,
+            });
+        }
+        Ok(())
+    }
+
     /// What a virtual function's queues and buffers cannot be.
     pub(crate) fn check_vf(&self) -> Result<(), SpecError> {
         if !self.queues.is_power_of_two() || self.queues > 8 {
@@ -564,50 +659,7 @@ impl FromStr for PortSpec {
             seen.push(key);
             spec.set(key, value)?;
         }
-        if kind == Kind::VirtioUser && !spec.packed && !spec.queue_size.is_power_of_two() {
-            return Err(bad(
-                "queue_size",
-                &spec.queue_size.to_string(),
-                "a split ring has a power of two of descriptors, 2 to 32768 (virtio 1.3, 2.7); with packed_vq=1 any number",
-            ));
-        }
-        if kind == Kind::VirtioUser {
-            for (key, on) in [("tso", spec.tso), ("lro", spec.lro)] {
-                if on && spec.csum == Some(false) {
-                    return Err(bad(
-                        key,
-                        "1",
-                        "a packet that is cut has a new checksum: leave csum=0 out",
-                    ));
-                }
-            }
-            if spec.lro && spec.mrg_rxbuf == Some(false) {
-                return Err(bad(
-                    "lro",
-                    "1",
-                    "packets of up to 64 KiB take several buffers: leave mrg_rxbuf=0 out",
-                ));
-            }
-        }
-        if !spec.cpus.is_empty() && spec.cpus.len() != usize::from(spec.queues) {
-            let list = spec.cpus.len().to_string();
-            let expected = format!("one CPU for each of the {} queue pairs (queues=)", spec.queues);
-            return Err(bad("cpus", &list, &expected));
-        }
-        if kind == Kind::Vf {
-            spec.check_vf()?;
-        }
-        if spec.path.as_os_str().is_empty() && kind != Kind::Vf {
-            let example = match kind {
-                Kind::Vhost => "vhost,path=/run/vhost.sock",
-                _ => "virtio-user,path=/run/vhost.sock",
-            };
-            return Err(SpecError::Required {
-                kind: kind.name(),
-                key: "path",
-                example,
-            });
-        }
+        spec.check()?;
         Ok(spec)
     }
 }
@@ -636,13 +688,40 @@ fn flag(key: &str, value: &str) -> Result<bool, SpecError> {
     }
 }
 
-fn number<T: TryFrom<u64>>(key: &str, value: &str, least: u64, most: u64) -> Result<T, SpecError> {
+/// What numbers may be: of a text, and of a spec that a program put together.
+type Range = std::ops::RangeInclusive<u64>;
+
+const QUEUES: Range = 1..=128;
+const QUEUE_SIZE: Range = 2..=32768;
+const MTU: Range = 68..=9710;
+const BUFFERS: Range = 64..=1 << 20;
+const BUFFER_SIZE: Range = 1024..=16384;
+const NODE: Range = 0..=1023;
+const TIMEOUT: Range = 1..=3_600_000;
+const VLAN: Range = 0..=4095;
+const MODERATION: Range = 0..=1046;
+
+/// CPUs have numbers below this.
+const CPUS: u32 = 1 << 16;
+const CPU_LIST: &str = "CPUs as in 2-3+6, each once";
+
+fn number<T: TryFrom<u64>>(key: &str, value: &str, range: Range) -> Result<T, SpecError> {
     value
         .parse::<u64>()
         .ok()
-        .filter(|n| (least..=most).contains(n))
+        .filter(|n| range.contains(n))
         .and_then(|n| T::try_from(n).ok())
-        .ok_or_else(|| bad(key, value, format!("a whole number from {least} to {most}")))
+        .ok_or_else(|| {
+            bad(
+                key,
+                value,
+                format!("a whole number from {} to {}", range.start(), range.end()),
+            )
+        })
+}
+
+fn within(key: &str, value: impl Into<u64>, range: Range) -> Result<(), SpecError> {
+    number::<u64>(key, &value.into().to_string(), range).map(|_| ())
 }
 
 /// Permissions in octal.
@@ -696,11 +775,11 @@ fn size(key: &str, value: &str) -> Result<usize, SpecError> {
 
 /// CPUs in their order, a comma being taken already: `2-3+6`.
 fn cpus(key: &str, value: &str) -> Result<Vec<u32>, SpecError> {
-    let wrong = || bad(key, value, "CPUs as in 2-3+6, each once");
+    let wrong = || bad(key, value, CPU_LIST);
     let mut all = Vec::new();
     for part in value.split('+') {
         let (first, last) = part.split_once('-').unwrap_or((part, part));
-        let number = |text: &str| text.parse::<u32>().ok().filter(|cpu| *cpu < 1 << 16);
+        let number = |text: &str| text.parse::<u32>().ok().filter(|cpu| *cpu < CPUS);
         let (first, last) = (number(first).ok_or_else(wrong)?, number(last).ok_or_else(wrong)?);
         for cpu in first..=last {
             if all.contains(&cpu) || all.len() >= 128 {
@@ -729,6 +808,10 @@ fn mac(key: &str, value: &str) -> Result<[u8; 6], SpecError> {
     if !complete || parts.next().is_some() {
         return Err(bad(key, value, "six bytes as in 02:00:00:00:00:01"));
     }
+    own_address(key, value, address)
+}
+
+fn own_address(key: &str, value: &str, address: [u8; 6]) -> Result<[u8; 6], SpecError> {
     if address[0] & 1 == 1 || address == [0; 6] {
         return Err(bad(key, value, "a port's own address is neither multicast nor zero"));
     }
@@ -862,6 +945,63 @@ mod tests {
         assert!(error("vf,vlan=4096").contains("from 0 to 4095"));
         assert!(error("vf,csum=0").contains("tso=0"));
         assert!(error("vf,path=/s").contains("unknown key"));
+    }
+
+    /// A spec that a program put together is as good as one that was written, or refused with the same words.
+    #[test]
+    fn what_a_text_cannot_say_a_program_cannot_either() {
+        type Change = fn(&mut PortSpec);
+        let changes: [(&str, Change); 22] = [
+            ("queues=0", |s| s.queues = 0),
+            ("queues=129", |s| s.queues = 129),
+            ("queues=65535", |s| s.queues = u16::MAX),
+            ("queue_size=0", |s| s.queue_size = 0),
+            ("queue_size=65535", |s| s.queue_size = u16::MAX),
+            ("queue_size=1000", |s| s.queue_size = 1000),
+            ("mtu=0", |s| s.mtu = 0),
+            ("mtu=65535", |s| s.mtu = u16::MAX),
+            ("buffers=0", |s| s.buffers = Some(0)),
+            ("buffers=4294967295", |s| s.buffers = Some(u32::MAX)),
+            ("buffer_size=0", |s| s.buffer_size = 0),
+            ("buffer_size=70000", |s| s.buffer_size = 70_000),
+            ("buffer_size=4294967295", |s| s.buffer_size = u32::MAX),
+            ("mem=18446744073709551615", |s| s.mem = Some(usize::MAX)),
+            ("numa=4294967295", |s| s.numa = Some(u32::MAX)),
+            ("timeout=0", |s| s.timeout_ms = 0),
+            ("timeout=4294967295", |s| s.timeout_ms = u32::MAX),
+            ("speed=7", |s| s.speed = 7),
+            ("socket_mode=7777", |s| s.access.mode = Some(0o7777)),
+            ("mac=01:00:00:00:00:00", |s| s.mac = Some([1, 0, 0, 0, 0, 0])),
+            ("tso=1,csum=0", |s| (s.tso, s.csum) = (true, Some(false))),
+            ("lro=1,mrg_rxbuf=0", |s| (s.lro, s.mrg_rxbuf) = (true, Some(false))),
+        ];
+        for (text, change) in changes {
+            let mut spec = PortSpec::virtio_user("/s");
+            change(&mut spec);
+            let parsed = format!("virtio-user,path=/s,{text}").parse::<PortSpec>();
+            assert_eq!(spec.check().unwrap_err(), parsed.unwrap_err(), "{text}");
+            assert!(crate::Port::open_spec(spec).is_err(), "{text}");
+        }
+        let mut spec = PortSpec::virtio_user("/s");
+        spec.cpus = vec![1, 1];
+        spec.queues = 2;
+        assert!(spec.check().is_err());
+        assert!(PortSpec::vhost("").check().is_err());
+        let address = "0000:01:00.0".parse().unwrap();
+        for size in [1000, 0, u32::MAX] {
+            let spec = PortSpec {
+                buffer_size: size,
+                ..PortSpec::vf(address)
+            };
+            assert!(spec.check().is_err(), "{size}");
+        }
+        for spec in [
+            PortSpec::virtio_user("/s"),
+            PortSpec::vhost("/s"),
+            PortSpec::vf(address),
+        ] {
+            assert_eq!(spec.check(), Ok(()));
+        }
     }
 
     #[test]

@@ -13,20 +13,30 @@ pub struct Stats {
     pub tx_packets: u64,
     /// Their bytes, without FCS.
     pub tx_bytes: u64,
-    /// Frames of the other side that were malformed, or did not fit the port's buffers, and were dropped.
+    /// Frames of the other side that were malformed, did not fit the port's buffers, or came from a ring that it had
+    /// disabled, and were dropped.
     pub rx_errors: u64,
+    /// Frames of the other side with fewer bytes than an Ethernet header has, which were dropped.
+    pub rx_runts: u64,
+    /// Frames of the other side that are longer than the port's MTU allows, and were dropped.
+    pub rx_oversize: u64,
     /// Frames that the receive filter kept out.
     pub rx_filtered: u64,
     /// Frames to send that the other side's receive filter keeps out, and that were dropped.
     pub tx_filtered: u64,
     /// Frames to send that were dropped since the other side can never take them (longer than its buffers).
     pub tx_errors: u64,
+    /// Frames to send that are longer than the port's MTU allows, and were dropped.
+    pub tx_oversize: u64,
     /// Times that the pool had no buffer to receive into.
     pub rx_no_buffer: u64,
     /// Violations of the protocol by the other side that were caught: bad indices, lengths, chains.
     pub anomalies: u64,
     /// Notifications sent: each a system call.
     pub kicks: u64,
+    /// Front-ends that a `vhost` port sent away: they broke the protocol, set up what cannot be used, did not answer within
+    /// the time limit, or came while another one was served.
+    pub peers_refused: u64,
 }
 
 /// What the device of a `vf` port counted since the port was opened, whoever took the frames. A frame for which there was no
@@ -76,12 +86,16 @@ counters!(
     tx_packets,
     tx_bytes,
     rx_errors,
+    rx_runts,
+    rx_oversize,
     rx_filtered,
     tx_filtered,
     tx_errors,
+    tx_oversize,
     rx_no_buffer,
     anomalies,
-    kicks
+    kicks,
+    peers_refused
 );
 
 /// A counter with one writer.

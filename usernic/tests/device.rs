@@ -445,3 +445,13 @@ fn drivers_that_are_wrong() {
         [OK, OK, ERR, ERR, ERR, ERR, ERR, NONE, NONE, NONE, NONE, ERR, OK]
     );
 }
+
+#[test]
+fn a_back_end_knows_the_mtu_of_its_front_end() {
+    let place = Place::new();
+    let back = place.open("vhost", "mtu=9000").unwrap();
+    assert_eq!(back.mtu(), 9000);
+    let front = place.open("virtio-user", "mtu=1400").unwrap();
+    assert!(front.wait_link(LIMIT) && back.wait_link(LIMIT));
+    until("the back-end is told", || back.mtu() == 1400);
+}

@@ -135,6 +135,8 @@ fn answer(script: &Script, message: &Message, status: &mut u64) -> Option<Vec<u8
 
 /// Opens a port on a back-end of this script: the error's text, which names the socket, or nothing; and what came.
 fn open(script: Script, more: &str) -> (Option<String>, Vec<u32>) {
+    // Once a process.
+    usernic::notify::prepare().unwrap();
     let before = held();
     let place = Place::new();
     let listener = UnixListener::bind(place.socket()).unwrap();
@@ -341,8 +343,7 @@ fn never_accepts() {
     let begin = Instant::now();
     let error = place
         .open("virtio-user", "timeout=200")
-        .err()
-        .expect("nobody accepts")
+        .expect_err("nobody accepts")
         .to_string();
     assert!(begin.elapsed() < Duration::from_secs(2));
     assert!(error.contains("port.sock"), "{error}");

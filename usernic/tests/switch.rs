@@ -36,7 +36,11 @@ impl Net {
         let ports = self.roles.iter().enumerate();
         Switch::new(SwitchConfig {
             ports: ports
-                .map(|(port, &role)| (port.to_string(), PortSpec::vhost(self.socket(port)), role))
+                .map(|(port, &role)| {
+                    let mut spec = PortSpec::vhost(self.socket(port));
+                    spec.mtu = 9000;
+                    (port.to_string(), spec, role)
+                })
                 .collect(),
             ageing: self.ageing,
             ..SwitchConfig::default()
@@ -46,7 +50,7 @@ impl Net {
 
     /// Connects a front-end to a port of a switch that runs.
     fn join(&self, port: usize) -> Host {
-        let spec = format!("virtio-user,path={},mrg_rxbuf=1", self.socket(port).display());
+        let spec = format!("virtio-user,path={},mrg_rxbuf=1,mtu=9000", self.socket(port).display());
         let port = Port::open(&spec).unwrap();
         let queue = port.queue(0).unwrap();
         Host {

@@ -108,7 +108,8 @@ fn the_front_end_listens() {
 fn eight_queues() {
     let place = Place::new();
     let (front, back) = place.pair("queues=8,mrg_rxbuf=1", "queues=8");
-    assert_eq!(back.link().queues, 8);
+    // The link is up with the first pair that runs.
+    common::until("all pairs run", || back.link().queues == 8);
     // VIRTIO_NET_F_MQ: without it DPDK's back-end serves the first pair alone.
     assert_ne!(back.link().features & 1 << 22, 0);
     std::thread::scope(|scope| {
@@ -149,7 +150,7 @@ fn eight_queues() {
 fn fewer_queues_than_offered() {
     let place = Place::new();
     let (front, back) = place.pair("queues=2", "queues=4");
-    assert_eq!((front.link().queues, back.link().queues), (2, 2));
+    common::until("both pairs run", || (front.link().queues, back.link().queues) == (2, 2));
     assert!(front.queue(2).is_err());
     both_ways(&mut front.queue(1).unwrap(), &mut back.queue(1).unwrap(), 500, short);
 }
@@ -316,7 +317,8 @@ fn ports_go_first() {
             assert_eq!((a.rx(&mut more), b.rx(&mut more)), (0, 0));
             assert_eq!(b.tx(&mut got), 0, "the link is down");
         }
-        assert!(!a.wait(Some(Duration::from_millis(1))).unwrap());
+        let closed = a.wait(Some(Duration::from_millis(1))).unwrap_err();
+        assert_eq!(closed.kind(), std::io::ErrorKind::NotConnected);
         assert!(got.iter().all(|packet| packet.bytes() == Some(&[9; 60][..])));
         let kept = std::thread::spawn(move || {
             for (number, packet) in (0..).zip(&kept) {

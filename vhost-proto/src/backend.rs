@@ -14,6 +14,13 @@ pub const MAX_RINGS: usize = 256;
 /// Bytes of a configuration space (vhost-user.rst: VHOST_USER_MAX_CONFIG_SIZE of its implementations).
 const CONFIG_SPACE: u32 = 256;
 
+/// VIRTIO_F_RING_PACKED (virtio 1.3, 6).
+const F_RING_PACKED: u64 = 1 << 34;
+
+/// Where a new packed ring begins: at descriptor 0 with both wrap counters 1 (virtio 1.3, 2.8.1), as SET_VRING_BASE
+/// writes it.
+const PACKED_START: u32 = 0x8000_8000;
+
 /// What the back-end offers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Offer {
@@ -35,6 +42,7 @@ pub struct RingSetup {
     /// Descriptors.
     pub num: u32,
     /// Where it begins. Of a packed ring with wrap counters and, from some front-ends, the used index in bits 16 to 31.
+    /// Without SET_VRING_BASE the ring begins where a new ring does: 0, of a packed ring with both wrap counters 1.
     pub base: u32,
     /// Where it is, in the front-end's process.
     pub addr: RingAddr,
@@ -48,7 +56,8 @@ pub struct RingSetup {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Event<F> {
-    /// These virtio features are used.
+    /// These virtio features are used. Without [`F_PROTOCOL_FEATURES`] among them all rings are enabled from now on
+    /// (vhost-user.rst, Ring states). While a ring runs they differ from those of before in that bit alone.
     Features(u64),
     /// This is all of the memory: regions, and as many descriptors.
     Memory([Option<(Region, F)>; MAX_FDS]),
@@ -56,7 +65,7 @@ pub enum Event<F> {
     AddRegion(Region, F),
     /// One region less.
     RemoveRegion(Region),
-    /// The ring starts (or, when it runs, has a new kick). Without a descriptor it is to be polled.
+    /// The ring starts (or, when it runs, has a new kick: size, base and addresses are those of before then). Without a descriptor it is to be polled.
     RingStart {
         /// The ring.
         index: u16,
@@ -77,7 +86,7 @@ pub enum Event<F> {
     RingEnable(u16, bool),
     /// A kick in the socket (INBAND_NOTIFICATIONS).
     RingKick(u16),
-    /// The device status; 0 is a reset.
+    /// The device status. 0 is a reset: all rings are stopped and have to be set up anew.
     Status(u8),
     /// The MTU, 68 to 65535.
     Mtu(u16),
@@ -98,7 +107,8 @@ pub enum Event<F> {
     },
     /// A piece of the configuration space is written: first byte, bytes, how many.
     SetConfig(u32, [u8; 256], usize),
-    /// Reset the device.
+    /// RESET_DEVICE: no features are negotiated any more, the status is 0, and all rings are stopped and disabled and have
+    /// to be set up anew. Protocol features and memory belong to the connection and stay.
     Reset,
 }
 
@@ -135,9 +145,32 @@ pub enum Step<F> {
 #[derive(Clone, Copy, Default)]
 struct Ring {
     num: u32,
-    base: u32,
+    /// As SET_VRING_BASE or the last GET_VRING_BASE said.
+    base: Option<u32>,
     addr: Option<RingAddr>,
+    /// As SET_VRING_ENABLE said.
     enabled: Option<bool>,
+    started: bool,
+}
+
+impl Ring {
+    const NEW: Self = Ring {
+        num: 0,
+        base: None,
+        addr: None,
+        enabled: None,
+        started: false,
+    };
+
+    /// A reset: the ring is stopped, and its next life begins with new addresses. Its size is the front-end's choice and
+    /// no state of the device.
+    fn reset(&mut self) {
+        *self = Ring {
+            num: self.num,
+            enabled: self.enabled,
+            ..Ring::NEW
+        };
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -152,7 +185,8 @@ struct Owed {
 pub struct Backend<F> {
     assembler: Assembler<F>,
     offer: Offer,
-    features: u64,
+    /// `None`: not negotiated yet.
+    features: Option<u64>,
     protocol: ProtocolFeatures,
     status: u8,
     rings: [Ring; MAX_RINGS],
@@ -166,15 +200,10 @@ impl<F> Backend<F> {
         Backend {
             assembler: Assembler::new(),
             offer,
-            features: 0,
+            features: None,
             protocol: ProtocolFeatures::empty(),
             status: 0,
-            rings: [Ring {
-                num: 0,
-                base: 0,
-                addr: None,
-                enabled: None,
-            }; MAX_RINGS],
+            rings: [Ring::NEW; MAX_RINGS],
             owed: None,
             dead: false,
         }
@@ -183,6 +212,16 @@ impl<F> Backend<F> {
     /// The protocol features that were agreed on.
     pub const fn protocol_features(&self) -> ProtocolFeatures {
         self.protocol
+    }
+
+    /// The virtio features that were agreed on; `None`: not yet, or not since the last RESET_DEVICE.
+    pub const fn features(&self) -> Option<u64> {
+        self.features
+    }
+
+    /// Bytes that have come of a message that is not whole yet.
+    pub const fn pending(&self) -> usize {
+        self.assembler.pending()
     }
 
     /// How many bytes to read next, at the most.
@@ -280,10 +319,27 @@ impl<F> Backend<F> {
         Ok((index as u16, ring))
     }
 
-    /// Whether a ring may be processed: as the front-end said last, or, until it says, at once if there are no protocol
-    /// features (vhost-user.rst, Ring states).
+    /// Whether a ring may be processed: as the front-end said last, or, until it says, at once if features without
+    /// VHOST_USER_F_PROTOCOL_FEATURES were negotiated (vhost-user.rst, Ring states).
     fn enabled(&self, ring: &Ring) -> bool {
-        ring.enabled.unwrap_or(self.features & F_PROTOCOL_FEATURES == 0)
+        let without_bit_30 = |features| features & F_PROTOCOL_FEATURES == 0;
+        ring.enabled.unwrap_or(self.features.is_some_and(without_bit_30))
+    }
+
+    /// Where a ring begins.
+    fn base(&self, ring: &Ring) -> u32 {
+        let packed = self.features.is_some_and(|features| features & F_RING_PACKED != 0);
+        ring.base.unwrap_or(if packed { PACKED_START } else { 0 })
+    }
+
+    /// A ring to set up. What a ring is made of cannot change while it runs; saying the same once more is no change.
+    fn set(&mut self, name: &'static str, index: u64, change: impl FnOnce(&mut Ring) -> bool) -> Result<(), Error> {
+        let (index, ring) = self.ring(name, index)?;
+        let started = ring.started;
+        if change(ring) && started {
+            return Err(Error::Running { name, index });
+        }
+        Ok(())
     }
 
     fn handle(&mut self, request: Request, ack: bool, message: Message<F>) -> Result<Step<F>, Error> {
@@ -330,7 +386,18 @@ impl<F> Backend<F> {
                 if surplus != 0 {
                     return Err(Error::Features { name, surplus });
                 }
-                self.features = features;
+                // Like DPDK, which lets only the log change while rings run; and bit 30 is no property of a ring.
+                let changed = self.features.unwrap_or(0) ^ features;
+                if changed & !F_PROTOCOL_FEATURES != 0
+                    && let Some(index) = self.rings.iter().position(|ring| ring.started)
+                {
+                    let index = index as u16;
+                    return Err(Error::Running { name, index });
+                }
+                self.features = Some(features);
+                if features & F_PROTOCOL_FEATURES == 0 {
+                    self.rings.iter_mut().for_each(|ring| ring.enabled = None);
+                }
                 Event::Features(features)
             }
             Request::SetMemTable => {
@@ -372,22 +439,28 @@ impl<F> Backend<F> {
                         value: num.into(),
                     });
                 }
-                self.ring(name, index)?.1.num = num;
+                self.set(name, index, |ring| core::mem::replace(&mut ring.num, num) != num)?;
                 return Ok(self.quiet(request, ack));
             }
             Request::SetVringBase => {
                 let (index, base) = state()?;
-                self.ring(name, index)?.1.base = base;
+                self.set(name, index, |ring| {
+                    ring.base = Some(base);
+                    true
+                })?;
                 return Ok(self.quiet(request, ack));
             }
             Request::SetVringAddr => {
                 let addr: VringAddr = payload.read(name)?;
-                let ring = self.ring(name, addr.index.get().into())?.1;
-                ring.addr = Some(RingAddr {
+                let new = Some(RingAddr {
                     desc: addr.descriptor.get(),
                     avail: addr.available.get(),
                     used: addr.used.get(),
                 });
+                // A front-end that switches the log on or off says the same addresses again.
+                self.set(name, addr.index.get().into(), |ring| {
+                    core::mem::replace(&mut ring.addr, new) != new
+                })?;
                 return Ok(self.quiet(request, ack));
             }
             Request::SetVringKick => {
@@ -408,9 +481,10 @@ impl<F> Backend<F> {
                 }
                 let setup = RingSetup {
                     num: ring.num,
-                    base: ring.base,
+                    base: self.base(&ring),
                     addr,
                 };
+                owed.index = index.into();
                 Event::RingStart {
                     index,
                     setup,
@@ -439,12 +513,17 @@ impl<F> Backend<F> {
             Request::SetStatus => {
                 let value = number()?;
                 self.status = u8::try_from(value).map_err(|_| Error::Value { name, value })?;
+                if self.status == 0 {
+                    self.rings.iter_mut().for_each(Ring::reset);
+                }
                 Event::Status(self.status)
             }
             Request::NetSetMtu => {
                 let value = number()?;
                 match u16::try_from(value) {
                     Ok(mtu) if mtu >= 68 => Event::Mtu(mtu),
+                    // Nonzero where the MTU is not valid; without an answer there is no other way to say so.
+                    _ if ack => return Ok(Step::Quiet(Some(Self::acknowledge(request, false)))),
                     _ => return Err(Error::Value { name, value }),
                 }
             }
@@ -495,7 +574,15 @@ impl<F> Backend<F> {
                 }
                 Event::SetConfig(head.offset.get(), copy, bytes.len())
             }
-            Request::ResetDevice => Event::Reset,
+            Request::ResetDevice => {
+                self.features = None;
+                self.status = 0;
+                for ring in &mut self.rings {
+                    ring.reset();
+                    ring.enabled = None;
+                }
+                Event::Reset
+            }
             // The features that these need are refused above unless they were offered, and nobody should offer them.
             _ => return Err(Error::Unsupported { name }),
         };
@@ -536,9 +623,9 @@ impl<F> Backend<F> {
         let answer = |pieces: &[&[u8]]| Ok(Some(Outgoing::new(|size| Header::reply(request.code(), size), pieces)));
         match (request, outcome) {
             (Request::GetVringBase, Outcome::Base(base)) => {
-                // The ring is stopped: its next life begins with a new set-up.
                 if let Some(ring) = self.rings.get_mut(index as usize) {
-                    ring.base = base;
+                    ring.base = Some(base);
+                    ring.started = false;
                 }
                 answer(&[VringState {
                     index: index.into(),
@@ -558,6 +645,11 @@ impl<F> Backend<F> {
             (Request::GetConfig, _) => answer(&[]),
             (Request::GetInflightFd, Outcome::Inflight(inflight)) => answer(&[inflight.as_bytes()]),
             (_, Outcome::Done | Outcome::Failed) if request.answer() == Answer::None => {
+                if request == Request::SetVringKick
+                    && let Some(ring) = self.rings.get_mut(index as usize)
+                {
+                    ring.started |= outcome == Outcome::Done;
+                }
                 Ok(ack.then(|| Self::acknowledge(request, outcome == Outcome::Done)))
             }
             _ => Err(Error::Value { name, value: 0 }),

@@ -4,8 +4,8 @@ use zerocopy::IntoBytes;
 
 use crate::Error;
 use crate::message::{Answer, BackendRequest, Header};
-use crate::payload::{Iotlb, Number, VringState};
-use crate::stream::{Assembler, Outgoing, check_fds, check_size};
+use crate::payload::{Iotlb, Mmap, Number, SharedObject, VringArea, VringState};
+use crate::stream::{Assembler, Outgoing, Payload, check_fds, check_size};
 
 /// What a back-end asks for.
 #[derive(Debug)]
@@ -19,8 +19,20 @@ pub enum Notice<F> {
     VringCall(u32),
     /// A ring is broken (INBAND_NOTIFICATIONS).
     VringErr(u32),
-    /// Anything else that the specification has: the message, and its descriptor.
-    Other(BackendRequest, Option<F>),
+    /// Anything else that the specification has: the message, its payload, and its descriptor.
+    Other(BackendRequest, Details, Option<F>),
+}
+
+/// The payload of a [`Notice::Other`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Details {
+    /// Of VRING_HOST_NOTIFIER_MSG.
+    Area(VringArea),
+    /// Of SHARED_OBJECT_ADD, SHARED_OBJECT_REMOVE and SHARED_OBJECT_LOOKUP.
+    Object(SharedObject),
+    /// Of SHMEM_MAP and SHMEM_UNMAP.
+    Mmap(Mmap),
 }
 
 /// A notice and, if the back-end waits for an answer, what makes it.
@@ -92,10 +104,22 @@ impl<F> Channel<F> {
             BackendRequest::IotlbMsg => Notice::Iotlb(message.payload.read(name)?),
             BackendRequest::VringCall => Notice::VringCall(index()?),
             BackendRequest::VringErr => Notice::VringErr(index()?),
-            other => Notice::Other(other, message.fds.take(0)),
+            other => Notice::Other(other, details(other, &message.payload)?, message.fds.take(0)),
         };
         let waits = message.header.needs_reply() || request.answer() == Answer::Always;
         Ok(Some((notice, waits.then_some(Pending(request)))))
+    }
+}
+
+/// The payload of one of the messages that [`Notice::Other`] stands for.
+fn details(request: BackendRequest, payload: &Payload) -> Result<Details, Error> {
+    use BackendRequest as R;
+    let name = request.name();
+    match request {
+        R::VringHostNotifierMsg => payload.read(name).map(Details::Area),
+        R::SharedObjectAdd | R::SharedObjectRemove | R::SharedObjectLookup => payload.read(name).map(Details::Object),
+        R::ShmemMap | R::ShmemUnmap => payload.read(name).map(Details::Mmap),
+        R::IotlbMsg | R::ConfigChangeMsg | R::VringCall | R::VringErr => Err(Error::Unsupported { name }),
     }
 }
 

@@ -100,6 +100,13 @@ pub enum Error {
         /// The ring.
         index: u32,
     },
+    /// What the message changes cannot change while the ring runs.
+    Running {
+        /// The message.
+        name: &'static str,
+        /// The ring.
+        index: u16,
+    },
     /// A value that the message does not take.
     Value {
         /// The message.
@@ -147,6 +154,10 @@ impl fmt::Display for Error {
             Error::Features { name, surplus } => write!(f, "{name} has features that were not offered: {surplus:#x}"),
             Error::Untimely { name, before } => write!(f, "{name} came before {before}"),
             Error::Ring { name, index } => write!(f, "{name} names ring {index}, which there is not"),
+            Error::Running { name, index } => write!(
+                f,
+                "{name} changes ring {index} while it runs: it has to be stopped first (GET_VRING_BASE)"
+            ),
             Error::Value { name, value } => write!(f, "{name} has the value {value:#x}, which it does not take"),
             Error::Refused { name, code } => write!(f, "the other side refused {name} (it answered {code})"),
             Error::Unsupported { name } => write!(f, "{name} is for a device or feature that is not here"),

@@ -317,13 +317,20 @@ impl<F> Frontend<F> {
     /// Takes bytes that came, at most [`wants`](Frontend::wants), with the descriptors that came along.
     ///
     /// # Errors
-    /// See [`Error`]; the connection is dead then, and every descriptor dropped.
+    /// See [`Error`]; the connection is dead then, and every descriptor dropped. But not so after [`Error::Refused`] of a
+    /// command that a device works without ([`Request::is_advisory`]): the connection is as good as before.
     pub fn receive(&mut self, bytes: &[u8], fds: impl IntoIterator<Item = F>) -> Result<Option<Reply<F>>, Error> {
         if self.dead {
             return Err(Error::Dead);
         }
+        let advisory = self.awaiting().is_some_and(Request::is_advisory);
         let result = self.take(bytes, fds.into_iter());
-        if result.is_err() {
+        let dead = match result {
+            Ok(_) => false,
+            Err(Error::Refused { .. }) => !advisory,
+            Err(_) => true,
+        };
+        if dead {
             self.dead = true;
             self.assembler.clear();
         }

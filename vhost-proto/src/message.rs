@@ -278,6 +278,21 @@ messages! {
     }
 }
 
+impl Request {
+    /// Whether a device works as well if the back-end refuses the message: it tells of something, or offers something.
+    pub const fn is_advisory(self) -> bool {
+        matches!(
+            self,
+            Request::NetSetMtu
+                | Request::SendRarp
+                | Request::SetBackendReqFd
+                | Request::SetConfig
+                | Request::SetVringErr
+                | Request::SetLogFd
+        )
+    }
+}
+
 bitflags::bitflags! {
     /// Protocol features (vhost-user.rst, Protocol features).
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]

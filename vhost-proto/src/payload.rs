@@ -141,6 +141,44 @@ wire! {
     }
 }
 
+wire! {
+    /// Where a guest can notify the device itself (vring area description).
+    VringArea, 24 {
+        /// The ring in bits 0 to 7; bit 8: there is no descriptor.
+        ring: U64,
+        /// Bytes.
+        size: U64,
+        /// Where the area begins in the file.
+        offset: U64,
+    }
+}
+
+wire! {
+    /// An object that devices share (VhostUserShared).
+    SharedObject, 16 {
+        /// Its UUID.
+        uuid: [u8; 16],
+    }
+}
+
+wire! {
+    /// A mapping in a shared memory region of the device (VhostUserMMap).
+    Mmap, 40 {
+        /// The shared memory region.
+        shmid: u8,
+        /// Not used.
+        padding: [u8; 7],
+        /// Where the mapping begins in the file.
+        fd_offset: U64,
+        /// Where it begins in the region.
+        shm_offset: U64,
+        /// Bytes.
+        len: U64,
+        /// Bit 0: writable.
+        flags: U64,
+    }
+}
+
 /// Bit 8 of a kick, call or error message: no descriptor comes with it.
 pub const NO_FD: u64 = 1 << 8;
 

@@ -457,6 +457,39 @@ fn refused() {
     ));
 }
 
+/// What a device works without may be refused: the connection is as good as before.
+#[test]
+fn an_advisory_command_is_refused() {
+    for (command, code) in [
+        (Command::NetSetMtu(9000), 20),
+        (Command::SendRarp([2, 0, 0, 0, 0, 1]), 19),
+        (Command::SetBackendReqFd, 21),
+        (Command::SetConfig(0, &[1]), 25),
+        (Command::SetVringErr(0, true), 14),
+    ] {
+        let mut front: Frontend<common::Fd> = Frontend::new();
+        let feed = |front: &mut Frontend<common::Fd>, command: Command<'_>, bytes: &[u8]| {
+            front.command(command, true).unwrap();
+            front.receive(&bytes[..12], []).unwrap();
+            front.receive(&bytes[12..], [])
+        };
+        feed(&mut front, Command::GetFeatures, &reply(1, &words(&[1 << 30]))).unwrap();
+        feed(
+            &mut front,
+            Command::GetProtocolFeatures,
+            &reply(15, &words(&[u64::MAX])),
+        )
+        .unwrap();
+        front
+            .command(Command::SetProtocolFeatures(offer().protocol), false)
+            .unwrap();
+        let refused = feed(&mut front, command, &reply(code, &words(&[1])));
+        assert!(matches!(refused, Err(Error::Refused { code: 1, .. })), "{command:?}");
+        let features = feed(&mut front, Command::GetFeatures, &reply(1, &words(&[1 << 30])));
+        assert!(matches!(features, Ok(Some(Reply::Features(_)))), "{command:?}");
+    }
+}
+
 #[test]
 fn answers_that_do_not_fit_the_question() {
     assert_eq!(
@@ -590,8 +623,39 @@ fn the_channel() {
         reply(8, &words(&[1])),
         "a lookup is always answered"
     );
-    let (notice, _) = give(&message(9, 0, &[0; 40]), 1).unwrap().unwrap();
-    assert!(notice.starts_with("Other(ShmemMap"));
+    // Each message comes with all that is in it: payload and descriptor.
+    let area = words(&[0x101, 4096, 0x1234_0000]);
+    let (notice, pending) = give(&message(3, NEED_REPLY, &area), 0).unwrap().unwrap();
+    assert!(
+        notice.starts_with("Other(VringHostNotifierMsg, Area(VringArea { ring: U64(257), size: U64(4096)")
+            && notice.contains(&format!("offset: U64({})", 0x1234_0000))
+            && notice.ends_with("None)"),
+        "{notice}"
+    );
+    assert!(pending.is_some());
+    for code in [6, 7, 8] {
+        let uuid: [u8; 16] = std::array::from_fn(|at| at as u8);
+        let (notice, _) = give(&message(code, 0, &uuid), 0).unwrap().unwrap();
+        assert!(
+            notice.contains(&format!("Object(SharedObject {{ uuid: {uuid:?} }})")),
+            "{notice}"
+        );
+    }
+    let map = words(&[7, 0x1000, 0x2000, 0x3000, 1]);
+    for (code, fds) in [(9, 1), (10, 0)] {
+        let (notice, _) = give(&message(code, 0, &map), fds).unwrap().unwrap();
+        assert!(notice.starts_with(["Other(ShmemMap", "Other(ShmemUnmap"][code as usize - 9]));
+        for field in [
+            "shmid: 7",
+            "fd_offset: U64(4096)",
+            "shm_offset: U64(8192)",
+            "len: U64(12288)",
+            "flags: U64(1)",
+        ] {
+            assert!(notice.contains(field), "{notice}: {field}");
+        }
+        assert_eq!(notice.contains("Some(Fd"), fds == 1);
+    }
 
     assert_eq!(give(&message(11, 0, &[]), 1), Err(Error::Unknown { code: 11 }));
     assert_eq!(

@@ -27,6 +27,15 @@ impl Format {
             Self::Split
         }
     }
+
+    /// The base of a ring that nobody was on: where a device begins if it is told nothing (no VHOST_USER_SET_VRING_BASE).
+    /// For a split ring index 0, for a packed ring [`packed::Base::START`], which is not 0.
+    pub const fn start_base(self) -> u32 {
+        match self {
+            Self::Split => 0,
+            Self::Packed => packed::Base::START.encode(),
+        }
+    }
 }
 
 impl From<Features> for Format {
@@ -62,6 +71,14 @@ impl Layout {
                 Ok(layout) => Ok(Self::Packed(layout)),
                 Err(error) => Err(error),
             },
+        }
+    }
+
+    /// The format that it is of.
+    pub const fn format(&self) -> Format {
+        match self {
+            Self::Split(_) => Format::Split,
+            Self::Packed(_) => Format::Packed,
         }
     }
 
@@ -144,6 +161,21 @@ impl Memory {
             Format::Packed => Self::Packed(packed::Memory { desc, driver, device }),
         }
     }
+
+    /// Whether no device has completed a buffer on a ring of `size` entries yet. A device that takes a used ring over
+    /// owes its driver a notification; on an unused one there is nothing to tell of. To be asked before [`Device::new`],
+    /// which writes into the device area.
+    ///
+    /// # Safety
+    /// The areas are valid for reads of [`Layout::area_lens`] bytes.
+    pub unsafe fn is_unused(&self, size: u16) -> bool {
+        match self {
+            // SAFETY: passed on.
+            Self::Split(ring) => unsafe { ring.is_unused(size) },
+            // SAFETY: passed on.
+            Self::Packed(ring) => unsafe { ring.is_unused(size) },
+        }
+    }
 }
 
 #[cfg(loom)]
@@ -207,8 +239,12 @@ impl<S: AsMut<[Slot]>> Driver<S> {
     ///
     /// # Errors
     /// As those.
-    pub fn add(&mut self, chain: &[Segment], readable: usize, cookie: u64) -> Result<(), Error> {
-        either!(Driver, self, ring => ring.add(chain, readable, cookie))
+    ///
+    /// # Safety
+    /// As those.
+    pub unsafe fn add(&mut self, chain: &[Segment], readable: usize, cookie: u64) -> Result<(), Error> {
+        // SAFETY: passed on.
+        unsafe { either!(Driver, self, ring => ring.add(chain, readable, cookie)) }
     }
 
     /// As [`split::Driver::add_indirect`] and [`packed::Driver::add_indirect`].
@@ -230,12 +266,16 @@ impl<S: AsMut<[Slot]>> Driver<S> {
     }
 
     /// As [`split::Driver::add_each`] and [`packed::Driver::add_each`].
+    ///
+    /// # Safety
+    /// As those.
     #[inline(always)]
-    pub fn add_each<I>(&mut self, direction: Direction, buffers: I) -> usize
+    pub unsafe fn add_each<I>(&mut self, direction: Direction, buffers: I) -> usize
     where
         I: IntoIterator<Item = (Segment, u64)>,
     {
-        either!(Driver, self, ring => ring.add_each(direction, buffers))
+        // SAFETY: passed on.
+        unsafe { either!(Driver, self, ring => ring.add_each(direction, buffers)) }
     }
 
     /// As [`split::Driver::publish`] and [`packed::Driver::publish`].
@@ -263,8 +303,12 @@ impl<S: AsMut<[Slot]>> Driver<S> {
     }
 
     /// As [`split::Driver::detach_each`] and [`packed::Driver::detach_each`].
-    pub fn detach_each(&mut self, each: impl FnMut(u64)) {
-        either!(Driver, self, ring => ring.detach_each(each));
+    ///
+    /// # Safety
+    /// As those.
+    pub unsafe fn detach_each(&mut self, each: impl FnMut(u64)) {
+        // SAFETY: passed on.
+        unsafe { either!(Driver, self, ring => ring.detach_each(each)) };
     }
 }
 
@@ -308,7 +352,7 @@ impl<S> Driver<S> {
 
 impl Device {
     /// As [`split::Device::new`] and [`packed::Device::new`]. `base` is what VHOST_USER_SET_VRING_BASE carries: for a split
-    /// ring the available index, for a packed ring a [`packed::Base`].
+    /// ring the available index, for a packed ring a [`packed::Base`]. [`Format::start_base`] if there was no such message.
     ///
     /// # Errors
     /// As those.

@@ -40,6 +40,8 @@ pub enum Error {
         /// The queue size.
         size: u16,
     },
+    /// A packed ring does not tell where the device before stopped ([`packed::recover`](crate::packed::recover)).
+    NoBase,
     /// Not enough free descriptors now; poll for completions and try again.
     Full,
     /// A chain needs at least one segment, and none may be empty.
@@ -81,6 +83,7 @@ impl fmt::Display for Error {
                     "available base {base} is more than a queue ahead of used index {used}"
                 )
             }
+            Error::NoBase => f.write_str("the packed ring does not tell where the device before stopped: reset it"),
             Error::Full => f.write_str("no free descriptors: poll for completions first"),
             Error::EmptySegment => f.write_str("a chain needs at least one segment and no segment may be empty"),
             Error::TooLong => f.write_str("the chain has more segments than the queue or table, or 2^32 bytes or more"),
@@ -100,7 +103,7 @@ pub enum Fault {
     NextOutOfRange,
     /// More descriptors than the queue has entries, which is what a loop looks like too (§2.7.5.1).
     TooManyDescriptors,
-    /// More segments than the caller's storage holds.
+    /// More parts than the caller's storage holds: segments, and borders between regions inside of them.
     TooManySegments,
     /// 2^32 bytes or more (§2.7.5.1).
     TooManyBytes,

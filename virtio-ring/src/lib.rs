@@ -11,6 +11,7 @@ mod shared;
 pub mod split;
 #[cfg_attr(loom, allow(dead_code, reason = "loom models scalar accesses"))]
 mod vectors;
+mod walk;
 
 pub use error::{Anomalies, Error, Fault};
 pub use features::{Features, Options};

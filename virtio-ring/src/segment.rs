@@ -76,11 +76,20 @@ impl Slot {
 /// The device side's way from the driver side's addresses to memory.
 ///
 /// # Safety
-/// `translate` returns only pointers to `len` bytes that are valid for reads and writes for as long as the chains made
+/// `translate` returns only pointers to `len` bytes, and `prefix` to as many as it says, that are valid for reads and writes for as long as the chains made
 /// from them are in use. They may be changed by the other side at any moment: nothing may hold a reference to them.
 pub unsafe trait Translate {
     /// Where the `len` bytes at `addr` are, or `None` if any of them is outside the memory that was shared.
     fn translate(&self, addr: u64, len: u32) -> Option<NonNull<u8>>;
+
+    /// Where the first of the `len` bytes at `addr` are, and how many of them from there on are in one piece: at least 1.
+    /// `None` if not even the first is inside the memory that was shared.
+    ///
+    /// A descriptor over the border between two regions comes out as two parts where this says where the border is. As it
+    /// is, all bytes are in one piece or nowhere.
+    fn prefix(&self, addr: u64, len: u32) -> Option<(NonNull<u8>, u32)> {
+        self.translate(addr, len).map(|ptr| (ptr, len))
+    }
 
     /// The region that `addr` is in: what may be translated by one addition. `None`: ask for each.
     #[inline(always)]
@@ -105,6 +114,10 @@ unsafe impl<T: Translate + ?Sized> Translate for &T {
     #[inline(always)]
     fn translate(&self, addr: u64, len: u32) -> Option<NonNull<u8>> {
         (**self).translate(addr, len)
+    }
+
+    fn prefix(&self, addr: u64, len: u32) -> Option<(NonNull<u8>, u32)> {
+        (**self).prefix(addr, len)
     }
 
     #[inline(always)]
@@ -242,7 +255,8 @@ fn sum(parts: &[Part]) -> u32 {
 }
 
 /// Storage for the parts of one chain, which the caller provides: `&mut [Part]`, `[Part; N]` or `Box<[Part]>`. A chain
-/// with more segments than it holds counts as [`Fault::TooManySegments`].
+/// with more parts than it holds counts as [`Fault::TooManySegments`]: one part a segment, and one more for each border
+/// between regions that a segment lies over.
 #[derive(Clone, Debug)]
 pub struct Chain<S> {
     parts: S,

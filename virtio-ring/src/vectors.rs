@@ -71,6 +71,7 @@ pub(crate) const GROUP: usize = 4;
 
 /// What the descriptors of a burst must be: flags in their second words, and memory inside one region.
 #[derive(Clone, Copy, Debug)]
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "only vectors look at it"))]
 pub(crate) struct Pattern {
     /// Of the second word, the bits that matter, and how they must be.
     pub(crate) mask: u64,

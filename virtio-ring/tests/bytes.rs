@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Arena, Rings, set_desc};
+use common::{Arena, Posting, Rings, set_desc};
 use std::sync::atomic::Ordering::SeqCst;
 use virtio_ring::split::{Device, Driver, Options, Table, Verdict};
 use virtio_ring::{Chain, Completion, Direction, Error, Part, Segment, Slot};
@@ -43,7 +43,7 @@ fn a_chain_as_it_lies_in_memory() {
             len: 0x800,
         },
     ];
-    driver.add(&chain, 2, 77).unwrap();
+    driver.post(&chain, 2, 77).unwrap();
     assert!(driver.publish());
     #[rustfmt::skip]
     assert_eq!(rings.block.bytes(rings.layout.desc, 48), [
@@ -185,7 +185,7 @@ fn in_order_the_available_ring_is_written_once() {
                 i,
             )
         });
-        assert_eq!(driver.add_each(Direction::Readable, buffers), 3);
+        assert_eq!(driver.post_each(Direction::Readable, buffers), 3);
         driver.publish();
         device.pop_each(&arena, &mut parts, 9, |_| Verdict::Done(0)).unwrap();
         // One element for the batch: at the position of its first, with the id of its last (§2.7.9).
@@ -200,7 +200,7 @@ fn in_order_the_available_ring_is_written_once() {
     assert!((0..8).all(|i| rings.avail_ring(i).load(SeqCst) == i));
     // A mark that a store would remove stays.
     rings.avail_ring(6).store(0x7777, SeqCst);
-    driver.add_each(Direction::Readable, [(Segment { addr: 1, len: 1 }, 0); 8]);
+    driver.post_each(Direction::Readable, [(Segment { addr: 1, len: 1 }, 0); 8]);
     driver.publish();
     assert_eq!(rings.avail_ring(6).load(SeqCst), 0x7777);
 }
@@ -216,12 +216,12 @@ fn in_order_batches_of_writable_buffers() {
             ..DIRECT
         },
     );
-    driver.add_each(Direction::Readable, (0..2).map(|i| (Segment { addr: 1, len: 10 }, i)));
+    driver.post_each(Direction::Readable, (0..2).map(|i| (Segment { addr: 1, len: 10 }, i)));
     driver.publish();
     rings.used_idx().store(2, SeqCst);
     assert_eq!(driver.poll_each(1, |done| assert_eq!(done.cookie, 0)), 1);
     // Now something writable, while a completion is known but not taken, whose element was never written.
-    driver.add_each(Direction::Writable, (2..7).map(|i| (Segment { addr: 1, len: 100 }, i)));
+    driver.post_each(Direction::Writable, (2..7).map(|i| (Segment { addr: 1, len: 100 }, i)));
     driver.publish();
     rings.set_used_ring(2, (5, 60));
     rings.set_used_ring(6, (6, 70));
@@ -252,7 +252,7 @@ fn event_words_stay_untouched_without_the_feature() {
         assert_eq!(rings.avail_flags().load(SeqCst), u16::from(!on));
         assert_eq!(rings.used_flags().load(SeqCst), u16::from(!on));
         driver
-            .add(
+            .post(
                 &[Segment {
                     addr: Arena::START,
                     len: 1,
@@ -413,14 +413,14 @@ fn refusals_change_nothing() {
     let askew = unsafe { Driver::new(memory, 4, DIRECT, vec![Slot::default(); 4]) };
     assert!(matches!(askew.err(), Some(Error::Misaligned { align: 16, .. })));
     let mut driver = driver(&rings, DIRECT);
-    assert_eq!(driver.add(&[], 0, 0), Err(Error::EmptySegment));
+    assert_eq!(driver.post(&[], 0, 0), Err(Error::EmptySegment));
     assert_eq!(
-        driver.add(&[Segment { addr: 0, len: 0 }], 0, 0),
+        driver.post(&[Segment { addr: 0, len: 0 }], 0, 0),
         Err(Error::EmptySegment)
     );
-    assert_eq!(driver.add(&[segment; 5], 0, 0), Err(Error::TooLong));
+    assert_eq!(driver.post(&[segment; 5], 0, 0), Err(Error::TooLong));
     let half = Segment { addr: 0, len: 1 << 31 };
-    assert_eq!(driver.add(&[half; 2], 2, 0), Err(Error::TooLong));
+    assert_eq!(driver.post(&[half; 2], 2, 0), Err(Error::TooLong));
     let arena = Arena::new(64);
     let table = Table {
         ptr: arena.0.base(),
@@ -430,11 +430,11 @@ fn refusals_change_nothing() {
     // SAFETY: the table is the arena.
     let refused = unsafe { driver.add_indirect(table, &[segment], 0, 0) };
     assert_eq!(refused, Err(Error::NotNegotiated));
-    driver.add(&[segment; 3], 3, 0).unwrap();
-    assert_eq!(driver.add(&[segment; 2], 2, 0), Err(Error::Full));
+    driver.post(&[segment; 3], 3, 0).unwrap();
+    assert_eq!(driver.post(&[segment; 2], 2, 0), Err(Error::Full));
     assert_eq!((driver.free(), driver.in_flight()), (1, 1));
-    assert_eq!(driver.add_each(Direction::Readable, [(segment, 1); 9]), 1);
-    assert_eq!(driver.add_each(Direction::Readable, [(segment, 1); 9]), 0);
+    assert_eq!(driver.post_each(Direction::Readable, [(segment, 1); 9]), 1);
+    assert_eq!(driver.post_each(Direction::Readable, [(segment, 1); 9]), 0);
     // SAFETY: as for the driver. The driver's used.idx is 0.
     let ahead = unsafe { Device::new(rings.memory(), 4, DIRECT, 5) };
     assert_eq!(ahead.err(), Some(Error::Base { base: 5, used: 0 }));

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Arena, Packed};
+use common::{Arena, Packed, Posting};
 use std::sync::atomic::Ordering::SeqCst;
 use virtio_ring::packed::{Base, Device, Driver, Table, Verdict};
 use virtio_ring::{Chain, Completion, Direction, Fault, Options, Part, Segment, Single, Slot};
@@ -67,7 +67,7 @@ fn a_single_as_it_lies_in_memory() {
         addr: 0x1122_3344_5566_7788,
         len: 0x5dc,
     };
-    assert_eq!(driver.add_each(Direction::Writable, [(one, 77)]), 1);
+    assert_eq!(driver.post_each(Direction::Writable, [(one, 77)]), 1);
     // The second word of the first descriptor waits: nothing is available yet (§2.8.21.1).
     assert_eq!(ring.block.bytes(ring.layout.desc + 8, 8), [0; 8]);
     assert!(driver.publish());
@@ -100,10 +100,10 @@ fn a_chain_as_it_lies_in_memory() {
     for options in [DIRECT, ORDERED] {
         let ring = Packed::new(4);
         let mut driver = driver(&ring, options);
-        driver.add(&[segment(0, 1)], 1, 76).unwrap();
+        driver.post(&[segment(0, 1)], 1, 76).unwrap();
         driver.publish();
         let chain = [segment(0x100, 12), segment(0x200, 0x5dc), segment(0x300, 0x800)];
-        driver.add(&chain, 2, 77).unwrap();
+        driver.post(&chain, 2, 77).unwrap();
         // All of it but what makes the first available: the device never sees a part of a chain (§2.8.6).
         assert_eq!(ring.desc(1), (Arena::START + 0x100, 0, 0, 0));
         assert!(driver.publish());
@@ -228,7 +228,7 @@ fn the_counters_turn_where_the_ring_ends() {
         let mut parts = Chain::new([Part::default(); 2]);
         let mut at = 0u32;
         for round in 0..20u64 {
-            driver.add(&[segment(0, 1), segment(1, 2)], 1, round).unwrap();
+            driver.post(&[segment(0, 1), segment(1, 2)], 1, round).unwrap();
             driver.publish();
             let place = |i: u32| ((i % u32::from(size)) as u16, (i / u32::from(size)).is_multiple_of(2));
             let ((first, wrap), (second, wrap_behind)) = (place(at), place(at + 1));
@@ -261,7 +261,7 @@ fn in_order_one_used_descriptor_completes_a_batch() {
     let mut at = 0u16;
     for _ in 0..50 {
         let buffers = (0..3u64).map(|i| (segment(0, 64), i));
-        assert_eq!(driver.add_each(Direction::Readable, buffers), 3);
+        assert_eq!(driver.post_each(Direction::Readable, buffers), 3);
         driver.publish();
         let [first, second, last] = [at, at + 1, at + 2].map(|at| at % 5);
         let before = [second, last].map(|at| ring.desc(at));
@@ -277,7 +277,7 @@ fn in_order_one_used_descriptor_completes_a_batch() {
     // The same by the other ways to complete what was read.
     for way in 0..2 {
         let buffers = (0..4u64).map(|i| (segment(0, 64), i));
-        assert_eq!(driver.add_each(Direction::Readable, buffers), 4);
+        assert_eq!(driver.post_each(Direction::Readable, buffers), 4);
         driver.publish();
         if way == 0 {
             let mut singles = [Single::default(); 9];
@@ -302,18 +302,18 @@ fn in_order_batches_of_writable_buffers() {
     let ring = Packed::new(5);
     for singles in [true, false] {
         let mut driver = driver(&ring, ORDERED);
-        driver.add_each(Direction::Readable, (0..2).map(|i| (segment(0, 10), i)));
+        driver.post_each(Direction::Readable, (0..2).map(|i| (segment(0, 10), i)));
         driver.publish();
         ring.set_desc(0, (0, 0, 1, USED_1));
         // The batch is cut by the limit, and goes on.
         assert_eq!(driver.poll_each(1, |done| assert_eq!(done.cookie, 0)), 1);
         assert!(driver.set_notify(true));
         let (last, expected) = if singles {
-            driver.add_each(Direction::Writable, (2..5).map(|i| (segment(0, 100), i)));
+            driver.post_each(Direction::Writable, (2..5).map(|i| (segment(0, 100), i)));
             (4, vec![(1, 0), (2, 100), (3, 100), (4, 60)])
         } else {
-            driver.add(&[segment(0, 100), segment(0, 50)], 0, 2).unwrap();
-            driver.add(&[segment(0, 100)], 0, 3).unwrap();
+            driver.post(&[segment(0, 100), segment(0, 50)], 0, 2).unwrap();
+            driver.post(&[segment(0, 100)], 0, 3).unwrap();
             (4, vec![(1, 0), (2, 150), (3, 60)])
         };
         driver.publish();
@@ -350,7 +350,7 @@ fn a_length_counts_if_it_can_be() {
         ] {
             let ring = Packed::new(2);
             let mut driver = driver(&ring, options);
-            driver.add(&[segment(0, 5), segment(0, 100)], 1, 9).unwrap();
+            driver.post(&[segment(0, 5), segment(0, 100)], 1, 9).unwrap();
             driver.publish();
             ring.set_desc(0, (0, len, 0, USED_1 | flags));
             assert_eq!(poll(&mut driver), [(9, expected)], "{flags:#x} {len}");
@@ -366,7 +366,7 @@ fn a_length_counts_if_it_can_be() {
 fn the_write_flag_says_that_something_was_written() {
     let (ring, arena) = (Packed::new(4), Arena::new(64));
     let (mut driver, mut device) = (driver(&ring, DIRECT), device(&ring, DIRECT));
-    driver.add_each(Direction::Writable, (0..4).map(|i| (segment(0, 64), i)));
+    driver.post_each(Direction::Writable, (0..4).map(|i| (segment(0, 64), i)));
     driver.publish();
     let mut singles = [Single::default(); 4];
     assert_eq!(device.peek_singles(&arena, Direction::Writable, &mut singles), 4);
@@ -400,7 +400,7 @@ fn event_suppression_without_the_feature() {
         driver.set_notify(on);
         device.set_notify(on);
         assert_eq!(events(&ring), [0, u16::from(!on), 0, u16::from(!on)]);
-        driver.add(&[segment(0, 1)], 1, 0).unwrap();
+        driver.post(&[segment(0, 1)], 1, 0).unwrap();
         assert_eq!(driver.publish(), on);
         // Nothing new, nothing to tell.
         assert!(!driver.publish());
@@ -424,7 +424,7 @@ fn event_suppression_by_descriptor() {
         driver.set_notify(true);
         device.set_notify(true);
         assert_eq!(events(&ring), [next, 2, next, 2]);
-        driver.add(&[segment(0, 1)], 1, 0).unwrap();
+        driver.post(&[segment(0, 1)], 1, 0).unwrap();
         assert!(driver.publish());
         device.pop_each(&arena, &mut parts, 1, |_| Verdict::Done(0)).unwrap();
         assert!(device.publish());
@@ -439,11 +439,11 @@ fn event_suppression_by_descriptor() {
     for off in [1 | 1 << 15, 2 | 1 << 15] {
         let ring = Packed::new(3);
         let mut driver = self::driver(&ring, EVENTS);
-        driver.add_each(Direction::Readable, [(segment(0, 1), 0); 2]);
+        driver.post_each(Direction::Readable, [(segment(0, 1), 0); 2]);
         driver.publish();
         ring.device_event()[0].store(off, SeqCst);
         ring.device_event()[1].store(2, SeqCst);
-        driver.add(&[segment(0, 1)], 1, 0).unwrap();
+        driver.post(&[segment(0, 1)], 1, 0).unwrap();
         assert_eq!(driver.publish(), off & 0x7fff == 2);
     }
     // The reserved value of the flags, and reserved bits beside DISABLE.
@@ -451,7 +451,7 @@ fn event_suppression_by_descriptor() {
         let ring = Packed::new(3);
         let mut driver = self::driver(&ring, EVENTS);
         ring.device_event()[1].store(flags, SeqCst);
-        driver.add(&[segment(0, 1)], 1, 0).unwrap();
+        driver.post(&[segment(0, 1)], 1, 0).unwrap();
         assert_eq!(driver.publish(), wanted, "{flags:#x}");
     }
 }
@@ -464,14 +464,14 @@ fn a_device_goes_on_where_another_one_stopped() {
     let mut parts = Chain::new([Part::default(); 2]);
     assert_eq!(first.base(), Base::START);
     assert_eq!(Base::START.encode(), 0x8000_8000);
-    driver.add_each(Direction::Writable, (0..2).map(|i| (segment(i, 8), i)));
+    driver.post_each(Direction::Writable, (0..2).map(|i| (segment(i, 8), i)));
     driver.publish();
     first.pop_each(&arena, &mut parts, 9, |_| Verdict::Done(1)).unwrap();
     first.publish();
     assert_eq!(first.base().encode(), 0x8002_8002);
     assert_eq!(poll(&mut driver), [(0, 1), (1, 1)]);
-    driver.add(&[segment(2, 8)], 0, 2).unwrap();
-    driver.add(&[segment(3, 8), segment(4, 8)], 1, 3).unwrap();
+    driver.post(&[segment(2, 8)], 0, 2).unwrap();
+    driver.post(&[segment(3, 8), segment(4, 8)], 1, 3).unwrap();
     driver.publish();
     let taken: Vec<_> = std::iter::from_fn(|| first.pop(&arena, &mut parts).unwrap()).collect();
     assert_eq!((taken.len(), first.outstanding()), (2, 2));

@@ -4,11 +4,11 @@
 
 mod common;
 
-use common::{Arena, Ring};
+use common::{Arena, Posting, Ring};
 use proptest::prelude::*;
 use std::collections::VecDeque;
 use virtio_ring::any::{self, Device, Driver, Format};
-use virtio_ring::{Chain, Direction, Error, Head, Options, Part, Popped, Segment, Slot, Table, Verdict, packed, split};
+use virtio_ring::{Chain, Direction, Error, Head, Options, Part, Popped, Segment, Slot, Table, Verdict, split};
 
 /// Bytes of the arena behind each chain: one table of 64 entries, then data.
 const ARENA: usize = 1 << 20;
@@ -86,6 +86,10 @@ struct Wish {
     on: bool,
     event: u64,
     asked: u64,
+    /// Nothing was decided yet: whoever had the ring before may have owed a notification.
+    first: bool,
+    /// A split ring's event index knows no "never".
+    knows_never: bool,
 }
 
 impl Wish {
@@ -100,6 +104,8 @@ impl Wish {
             on: true,
             event: 0,
             asked: 0,
+            first: true,
+            knows_never: !(event_idx && format == Format::Split),
         }
     }
 
@@ -113,7 +119,9 @@ impl Wish {
     /// What publishing up to `total` must answer.
     fn expect(&mut self, total: u64) -> bool {
         let from = std::mem::replace(&mut self.asked, total);
-        if from == total || !self.on {
+        if std::mem::take(&mut self.first) {
+            self.on || !self.knows_never
+        } else if from == total || !self.on {
             false
         } else if self.by_event {
             (from..total).any(|i| i % self.period == self.event % self.period)
@@ -162,7 +170,7 @@ impl World {
             // SAFETY: as above.
             memory => unsafe {
                 let driver = Driver::new(memory, size, options, slots).unwrap();
-                (driver, packed::Base::START.encode())
+                (driver, format.start_base())
             },
         };
         // SAFETY: as above.
@@ -225,7 +233,7 @@ impl World {
                 1,
             )
         } else {
-            (self.driver.add(&chain, readable.len(), cookie), chain.len() as u16)
+            (self.driver.post(&chain, readable.len(), cookie), chain.len() as u16)
         };
         let expected = if indirect && !self.options.indirect {
             Err(Error::NotNegotiated)
@@ -260,7 +268,7 @@ impl World {
             Direction::Readable
         };
         let mut rest = buffers.iter().copied();
-        let added = self.driver.add_each(direction, rest.by_ref());
+        let added = self.driver.post_each(direction, rest.by_ref());
         assert_eq!(added, usize::from(count.min(self.free)));
         // Nothing was taken that did not fit.
         assert_eq!(rest.len(), buffers.len() - added);
@@ -452,17 +460,14 @@ impl World {
         left.extend(self.pushed.iter().map(|(posted, _)| posted.cookie));
         left.sort_unstable();
         let mut seen = vec![];
-        driver.detach_each(|cookie| seen.push(cookie));
+        driver.detach(|cookie| seen.push(cookie));
         if self.options.in_order {
             assert!(seen.is_sorted());
         }
         seen.sort_unstable();
         assert_eq!(seen, left);
         assert_eq!((driver.in_flight(), driver.free()), (0, self.size));
-        let base = match self.format {
-            Format::Split => 0,
-            Format::Packed => packed::Base::START.encode(),
-        };
+        let base = self.format.start_base();
         // SAFETY: as in `new`; the old device is used no more.
         let device = unsafe { Device::new(ring.memory(), self.size, self.options, base).unwrap() };
         let next = Self::new(self.format, self.size, self.options, 0);
@@ -584,7 +589,7 @@ fn round_and_round(format: Format, size: u16) {
                     let burst = 1 + sent % 61;
                     sent += world
                         .driver
-                        .add_each(direction, (sent..sent + burst).map(|i| (segment, i)))
+                        .post_each(direction, (sent..sent + burst).map(|i| (segment, i)))
                         as u64;
                     assert!(world.driver.publish());
                     let done = |popped: Popped<'_>| Verdict::Done(popped.writable_len());
@@ -625,7 +630,9 @@ fn a_closure_that_panics_loses_nothing_twice() {
             addr: Arena::START,
             len: 100,
         };
-        world.driver.add_each(Direction::Writable, (0..8).map(|i| (segment, i)));
+        world
+            .driver
+            .post_each(Direction::Writable, (0..8).map(|i| (segment, i)));
         world.driver.publish();
         let mut popped = 0;
         let panicked = catch_unwind(AssertUnwindSafe(|| {
@@ -659,7 +666,7 @@ fn a_closure_that_panics_loses_nothing_twice() {
         assert_eq!((world.driver.free(), world.driver.in_flight()), (3, 5));
         // An iterator that panics: what it gave before is added.
         let panicked = catch_unwind(AssertUnwindSafe(|| {
-            world.driver.add_each(
+            world.driver.post_each(
                 Direction::Writable,
                 (10..13).map(|i| {
                     assert!(i < 12, "the third");
@@ -670,7 +677,7 @@ fn a_closure_that_panics_loses_nothing_twice() {
         assert!(panicked.is_err());
         assert_eq!((world.driver.free(), world.driver.in_flight()), (1, 7));
         let mut left = vec![];
-        world.driver.detach_each(|cookie| left.push(cookie));
+        world.driver.detach(|cookie| left.push(cookie));
         left.sort_unstable();
         assert_eq!(left, [3, 4, 5, 6, 7, 10, 11]);
     }

@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{Arena, Random, Rings, seed, set_desc, steps};
+use common::{Arena, Posting, Random, Rings, seed, set_desc, steps};
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::SeqCst;
 use virtio_ring::split::{Device, Driver, Options, Table, Verdict};
@@ -38,6 +38,10 @@ fn edgy(random: &Random, size: u16) -> u16 {
         _ => random.next() as u16,
     }
 }
+
+/// Bytes of a region of the device's memory: all of it in one, or in several, down to some of which an indirect table is
+/// over more than two.
+const REGIONS: [u64; 4] = [u64::MAX, 1 << 10, 100, 7];
 
 #[test]
 fn a_driver_facing_any_used_ring() {
@@ -89,7 +93,7 @@ fn a_driver_facing_any_used_ring() {
                             )
                         }
                     } else {
-                        driver.add(&chain, readable, next)
+                        driver.post(&chain, readable, next)
                     };
                     if added.is_ok() {
                         flight.insert(next, writable);
@@ -104,7 +108,7 @@ fn a_driver_facing_any_used_ring() {
                         Direction::Readable
                     };
                     let buffers: Vec<_> = (0..random.below(20)).map(|i| (segment(i), next + i)).collect();
-                    let added = driver.add_each(direction, buffers.iter().copied());
+                    let added = driver.post_each(direction, buffers.iter().copied());
                     flight.extend(
                         buffers[..added]
                             .iter()
@@ -181,14 +185,14 @@ fn a_driver_facing_any_used_ring() {
             assert!(driver.free() <= size);
             if driver.is_broken() {
                 broken += 1;
-                assert_eq!(driver.add(&[segment(0)], 0, 0), Err(Error::Broken));
+                assert_eq!(driver.post(&[segment(0)], 0, 0), Err(Error::Broken));
                 assert_eq!(driver.poll_each(9, |_| ()), 0);
                 break;
             }
         }
         let anomalies = driver.anomalies();
         assert_eq!(driver.is_broken(), anomalies.index_jump + anomalies.out_of_order > 0);
-        driver.detach_each(|cookie| {
+        driver.detach(|cookie| {
             flight.remove(&cookie).expect("a cookie that is in flight");
         });
         assert!(flight.is_empty(), "{flight:?} were lost");
@@ -258,7 +262,10 @@ fn a_device_facing_any_driver() {
         queues += 1;
         let size = 1u16 << (1 + random.below(8));
         let options = options(&random);
-        let (rings, arena) = (Rings::new(size), Arena::new(1 << 14));
+        let (rings, arena) = (
+            Rings::new(size),
+            Arena::of_regions(1 << 14, REGIONS[random.below(4) as usize]),
+        );
         let index = random.next() as u16;
         rings.avail_idx().store(index, SeqCst);
         rings.used_idx().store(index, SeqCst);

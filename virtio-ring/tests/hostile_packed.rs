@@ -5,7 +5,7 @@
 
 mod common;
 
-use common::{Arena, Packed, Random, seed, set_desc, steps, vectors};
+use common::{Arena, Packed, Posting, Random, seed, set_desc, steps, vectors};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::Ordering::SeqCst;
 use virtio_ring::packed::{Base, Device, Driver, Table, Verdict};
@@ -98,6 +98,10 @@ fn scribble_event(random: &Random, event: [&std::sync::atomic::AtomicU16; 2]) {
     event[1].store(flags as u16, SeqCst);
 }
 
+/// Bytes of a region of the device's memory: all of it in one, or in several, down to some of which an indirect table is
+/// over more than two.
+const REGIONS: [u64; 4] = [u64::MAX, 1 << 10, 100, 7];
+
 #[test]
 fn a_driver_facing_any_used_descriptor() {
     let total = steps(1_000_000);
@@ -142,7 +146,7 @@ fn a_driver_facing_any_used_descriptor() {
                         // SAFETY: 512 tables of 8 entries, more than are in flight.
                         unsafe { driver.add_indirect(table, &chain, readable, next) }
                     } else {
-                        driver.add(&chain, readable, next)
+                        driver.post(&chain, readable, next)
                     };
                     if added.is_ok() {
                         assert_eq!(flight.insert(next, writable), None);
@@ -157,7 +161,7 @@ fn a_driver_facing_any_used_descriptor() {
                         Direction::Readable
                     };
                     let buffers: Vec<_> = (0..random.below(20)).map(|i| (segment(i), next + i)).collect();
-                    let added = driver.add_each(direction, buffers.iter().copied());
+                    let added = driver.post_each(direction, buffers.iter().copied());
                     flight.extend(
                         buffers[..added]
                             .iter()
@@ -264,8 +268,8 @@ fn a_driver_facing_any_used_descriptor() {
             assert!(driver.free() <= size);
             if driver.is_broken() {
                 broken += 1;
-                assert_eq!(driver.add(&[segment(0)], 0, 0), Err(Error::Broken));
-                assert_eq!(driver.add_each(Direction::Readable, [(segment(0), 0)]), 0);
+                assert_eq!(driver.post(&[segment(0)], 0, 0), Err(Error::Broken));
+                assert_eq!(driver.post_each(Direction::Readable, [(segment(0), 0)]), 0);
                 assert_eq!(driver.poll_each(9, |_| ()), 0);
                 break;
             }
@@ -273,7 +277,7 @@ fn a_driver_facing_any_used_descriptor() {
         let anomalies = driver.anomalies();
         let breaks = anomalies.id_out_of_range + anomalies.id_not_in_flight + anomalies.out_of_order;
         assert_eq!(breaks, u64::from(driver.is_broken()), "{anomalies:?}");
-        driver.detach_each(|cookie| {
+        driver.detach(|cookie| {
             flight.remove(&cookie).expect("a cookie that is in flight");
         });
         assert!(flight.is_empty(), "{flight:?} were lost");
@@ -284,7 +288,7 @@ fn a_driver_facing_any_used_descriptor() {
         assert_eq!(driver.anomalies(), anomalies);
         // Nothing of what was before is seen in the ring that begins anew.
         assert!((0..size).all(|i| ring.desc(i).3 == 0));
-        assert_eq!(driver.add_each(Direction::Writable, [(segment(0), 7)]), 1);
+        assert_eq!(driver.post_each(Direction::Writable, [(segment(0), 7)]), 1);
         assert_eq!(driver.poll_each(9, |_| panic!("nothing was used")), 0);
         add(&mut seen, anomalies);
     }
@@ -352,7 +356,10 @@ fn a_device_facing_any_driver() {
     while done < total {
         queues += 1;
         let (size, options) = (size(&random), options(&random));
-        let (ring, arena) = (Packed::new(size), Arena::new(1 << 14));
+        let (ring, arena) = (
+            Packed::new(size),
+            Arena::of_regions(1 << 14, REGIONS[random.below(4) as usize]),
+        );
         // Any start that there can be, as vhost-user gives it.
         let mut place = Place {
             at: random.below(size.into()) as u16,

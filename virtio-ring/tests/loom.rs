@@ -9,8 +9,7 @@ use loom::sync::{Arc, Condvar, Mutex};
 use loom::thread;
 use std::ptr::NonNull;
 use virtio_ring::any::{Device, Driver, Format, Memory};
-use virtio_ring::packed::Base;
-use virtio_ring::{Chain, Completion, Direction, Options, Part, Popped, Segment, Slot, Translate, Verdict};
+use virtio_ring::{Chain, Completion, Direction, Error, Options, Part, Popped, Segment, Slot, Translate, Verdict};
 
 /// Device addresses are taken as they are; nothing is behind them.
 struct Nothing;
@@ -23,16 +22,31 @@ unsafe impl Translate for Nothing {
 }
 
 fn pair(format: Format, size: u16, options: Options) -> (Driver<Vec<Slot>>, Device) {
+    let (driver, device, _) = pair_in(format, size, options);
+    (driver, device)
+}
+
+fn pair_in(format: Format, size: u16, options: Options) -> (Driver<Vec<Slot>>, Device, Memory) {
     let memory = Memory::new(format, size);
-    let base = match format {
-        Format::Split => 0,
-        Format::Packed => Base::START.encode(),
-    };
     // SAFETY: a model has no raw memory.
     let driver = unsafe { Driver::new(memory.clone(), size, options, vec![Slot::default(); size.into()]).unwrap() };
     // SAFETY: as above.
-    let device = unsafe { Device::new(memory, size, options, base).unwrap() };
-    (driver, device)
+    let device = unsafe { Device::new(memory.clone(), size, options, format.start_base()).unwrap() };
+    (driver, device, memory)
+}
+
+fn post_each(
+    driver: &mut Driver<Vec<Slot>>,
+    direction: Direction,
+    buffers: impl IntoIterator<Item = (Segment, u64)>,
+) -> usize {
+    // SAFETY: nothing is behind the addresses.
+    unsafe { driver.add_each(direction, buffers) }
+}
+
+fn post(driver: &mut Driver<Vec<Slot>>, chain: &[Segment], readable: usize, cookie: u64) -> Result<(), Error> {
+    // SAFETY: as above.
+    unsafe { driver.add(chain, readable, cookie) }
 }
 
 /// A buffer by its number, which is in both of its fields.
@@ -91,6 +105,8 @@ models!(
     a_buffer_has_one_owner,
     no_kick_is_lost,
     no_call_is_lost,
+    no_kick_is_lost_at_a_take_over,
+    no_call_is_lost_at_a_take_over,
     descriptors_are_not_reused_early
 );
 
@@ -137,9 +153,9 @@ fn what_is_published_is_complete(format: Format, options: Options) {
         assert_eq!(device.anomalies().total(), 0);
     });
     let mut seen = vec![];
-    driver.add_each(Direction::Writable, [(segment(0), 0)]);
+    post_each(&mut driver, Direction::Writable, [(segment(0), 0)]);
     driver.commit();
-    driver.add_each(Direction::Writable, [(segment(1), 1)]);
+    post_each(&mut driver, Direction::Writable, [(segment(1), 1)]);
     driver.commit();
     driver.poll_each(2, |completion| seen.push(completion));
     device.join().unwrap();
@@ -176,8 +192,8 @@ fn a_chain_is_seen_whole(format: Format, options: Options) {
         }
         seen
     });
-    driver.add(&[segment(0), segment(1)], 1, 0).unwrap();
-    driver.add(&[segment(2)], 0, 1).unwrap();
+    post(&mut driver, &[segment(0), segment(1)], 1, 0).unwrap();
+    post(&mut driver, &[segment(2)], 0, 1).unwrap();
     driver.commit();
     let mut seen = vec![];
     for _ in 0..2 {
@@ -230,7 +246,7 @@ fn a_buffer_has_one_owner(format: Format, options: Options) {
     });
     for number in 0..2 {
         assert_eq!(bytes.add(number, 1), 1);
-        driver.add_each(Direction::Writable, [(segment(number), number)]);
+        post_each(&mut driver, Direction::Writable, [(segment(number), number)]);
     }
     driver.commit();
     for _ in 0..2 {
@@ -239,7 +255,7 @@ fn a_buffer_has_one_owner(format: Format, options: Options) {
         for Completion { cookie, len } in back {
             let value = bytes.add(cookie, 1);
             assert_eq!((u64::from(len), value & 0xf), (value >> 4, (value >> 4) + 1));
-            driver.add_each(Direction::Writable, [(segment(cookie), cookie)]);
+            post_each(&mut driver, Direction::Writable, [(segment(cookie), cookie)]);
         }
         driver.commit();
     }
@@ -269,7 +285,7 @@ fn no_kick_is_lost(format: Format, options: Options) {
         }
     });
     for i in 0..2 {
-        driver.add_each(Direction::Readable, [(segment(i), i)]);
+        post_each(&mut driver, Direction::Readable, [(segment(i), i)]);
         if driver.publish() {
             bell.ring();
         }
@@ -281,7 +297,7 @@ fn no_kick_is_lost(format: Format, options: Options) {
 fn no_call_is_lost(format: Format, options: Options) {
     let (mut driver, mut device) = pair(format, 2, options);
     let bell = Arc::new(Bell::default());
-    driver.add_each(Direction::Writable, (0..2).map(|i| (segment(i), i)));
+    post_each(&mut driver, Direction::Writable, (0..2).map(|i| (segment(i), i)));
     driver.commit();
     let device = thread::spawn({
         let bell = bell.clone();
@@ -307,10 +323,69 @@ fn no_call_is_lost(format: Format, options: Options) {
     device.join().unwrap();
 }
 
+/// A device that polled is lost while the driver adds. The next one sleeps if it finds nothing.
+fn no_kick_is_lost_at_a_take_over(format: Format, options: Options) {
+    let (mut driver, mut device, memory) = pair_in(format, 2, options);
+    let bell = Arc::new(Bell::default());
+    device.set_notify(false);
+    let device = thread::spawn({
+        let bell = bell.clone();
+        move || {
+            let base = device.base();
+            drop(device);
+            // SAFETY: a model has no raw memory.
+            let mut device = unsafe { Device::new(memory, 2, options, base).unwrap() };
+            if !device.has_available() {
+                bell.wait();
+            }
+            let mut chain = Chain::new([Part::default(); 1]);
+            assert_eq!(device.pop_each(&Nothing, &mut chain, 1, |_| Verdict::Done(0)), Ok(1));
+        }
+    });
+    post_each(&mut driver, Direction::Readable, [(segment(0), 0)]);
+    if driver.publish() {
+        bell.ring();
+    }
+    device.join().unwrap();
+}
+
+/// A device is lost between using a buffer and saying so, while the driver goes to sleep.
+fn no_call_is_lost_at_a_take_over(format: Format, options: Options) {
+    let (mut driver, mut device, memory) = pair_in(format, 2, options);
+    let bell = Arc::new(Bell::default());
+    post_each(&mut driver, Direction::Writable, [(segment(0), 0)]);
+    driver.commit();
+    let device = thread::spawn({
+        let bell = bell.clone();
+        move || {
+            let mut chain = Chain::new([Part::default(); 1]);
+            assert_eq!(device.pop_each(&Nothing, &mut chain, 1, |_| Verdict::Done(1)), Ok(1));
+            device.commit();
+            let base = device.base();
+            drop(device);
+            // SAFETY: as above.
+            let mut device = unsafe { Device::new(memory, 2, options, base).unwrap() };
+            if device.needs_call() {
+                bell.ring();
+            }
+        }
+    });
+    driver.set_notify(false);
+    let mut seen = 0;
+    while seen < 1 {
+        seen += driver.poll_each(1, |_| ());
+        if seen < 1 && !driver.set_notify(true) {
+            bell.wait();
+            driver.set_notify(false);
+        }
+    }
+    device.join().unwrap();
+}
+
 /// A descriptor is used again only when its chain came back: the device never sees the next content under the old head.
 fn descriptors_are_not_reused_early(format: Format, options: Options) {
     let (mut driver, mut device) = pair(format, 2, options);
-    driver.add_each(Direction::Readable, (0..2).map(|i| (segment(i), i)));
+    post_each(&mut driver, Direction::Readable, (0..2).map(|i| (segment(i), i)));
     driver.commit();
     let device = thread::spawn(move || {
         let mut chain = Chain::new([Part::default(); 1]);
@@ -329,7 +404,11 @@ fn descriptors_are_not_reused_early(format: Format, options: Options) {
     });
     let mut next = 2;
     let free = driver.poll_each(2, |_| ()) as u64;
-    next += driver.add_each(Direction::Readable, (next..next + free).map(|i| (segment(i), i))) as u64;
+    next += post_each(
+        &mut driver,
+        Direction::Readable,
+        (next..next + free).map(|i| (segment(i), i)),
+    ) as u64;
     driver.commit();
     device.join().unwrap();
     assert_eq!((next, driver.anomalies().total()), (2 + free, 0));

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Arena, Packed, set_desc};
+use common::{Arena, Packed, Posting, set_desc};
 use virtio_ring::packed::{Base, Device, Driver, Layout, Table, Verdict};
 use virtio_ring::{Chain, Direction, Error, Fault, Options, Part, Segment, Slot};
 
@@ -197,7 +197,7 @@ fn a_used_descriptor_without_a_name_breaks_the_ring() {
     ] {
         let ring = Packed::new(4);
         let mut driver = driver(&ring, options);
-        driver.add(&vec![segment(0, 9); extent], 0, 1).unwrap();
+        driver.post(&vec![segment(0, 9); extent], 0, 1).unwrap();
         driver.publish();
         ring.set_desc(0, (0, 0, id, USED_1));
         assert_eq!(poll(&mut driver), []);
@@ -206,9 +206,9 @@ fn a_used_descriptor_without_a_name_breaks_the_ring() {
         assert_eq!(seen.id_out_of_range, u64::from(id >= 4));
         assert_eq!(seen.out_of_order, u64::from(id < 4 && options.in_order));
         assert_eq!(seen.id_not_in_flight, u64::from(id < 4 && !options.in_order));
-        assert_eq!(driver.add(&[segment(0, 9)], 0, 1), Err(Error::Broken));
+        assert_eq!(driver.post(&[segment(0, 9)], 0, 1), Err(Error::Broken));
         let mut left = vec![];
-        driver.detach_each(|cookie| left.push(cookie));
+        driver.detach(|cookie| left.push(cookie));
         assert_eq!((left, driver.is_broken(), driver.free()), (vec![1], false, 4));
         assert_eq!(ring.block.bytes(ring.layout.desc, 64), [0; 64]);
     }
@@ -251,10 +251,10 @@ fn refusals_change_nothing() {
         assert_eq!(refused.err(), Some(Error::Misaligned { address, align }));
     }
     let mut driver = driver(&ring, DIRECT);
-    assert_eq!(driver.add(&[], 0, 0), Err(Error::EmptySegment));
-    assert_eq!(driver.add(&[segment(0, 0)], 0, 0), Err(Error::EmptySegment));
-    assert_eq!(driver.add(&[one; 5], 0, 0), Err(Error::TooLong));
-    assert_eq!(driver.add(&[segment(0, 1 << 31); 2], 2, 0), Err(Error::TooLong));
+    assert_eq!(driver.post(&[], 0, 0), Err(Error::EmptySegment));
+    assert_eq!(driver.post(&[segment(0, 0)], 0, 0), Err(Error::EmptySegment));
+    assert_eq!(driver.post(&[one; 5], 0, 0), Err(Error::TooLong));
+    assert_eq!(driver.post(&[segment(0, 1 << 31); 2], 2, 0), Err(Error::TooLong));
     let arena = Arena::new(64);
     let table = Table {
         ptr: arena.0.base(),
@@ -265,11 +265,11 @@ fn refusals_change_nothing() {
     let refused = unsafe { driver.add_indirect(table, &[one], 0, 0) };
     assert_eq!(refused, Err(Error::NotNegotiated));
     assert_eq!(ring.block.bytes(0, ring.block.len()), vec![0; ring.block.len()]);
-    driver.add(&[one; 3], 3, 0).unwrap();
-    assert_eq!(driver.add(&[one; 2], 2, 0), Err(Error::Full));
+    driver.post(&[one; 3], 3, 0).unwrap();
+    assert_eq!(driver.post(&[one; 2], 2, 0), Err(Error::Full));
     assert_eq!((driver.free(), driver.in_flight()), (1, 1));
-    assert_eq!(driver.add_each(Direction::Readable, [(one, 1); 9]), 1);
-    assert_eq!(driver.add_each(Direction::Readable, [(one, 1); 9]), 0);
+    assert_eq!(driver.post_each(Direction::Readable, [(one, 1); 9]), 1);
+    assert_eq!(driver.post_each(Direction::Readable, [(one, 1); 9]), 0);
     for (available, used) in [(4, 0x8000), (0x8000, 4), (0x7fff, 0x8000), (0x8000, 0xffff)] {
         let base = Base { available, used };
         // SAFETY: as for the driver.

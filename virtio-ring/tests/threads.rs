@@ -8,7 +8,7 @@
 
 mod common;
 
-use common::{Arena, Random, Ring, seed};
+use common::{Arena, Posting, Random, Ring, seed};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, Thread};
@@ -113,13 +113,13 @@ fn drive(mut driver: Driver<Vec<Slot>>, arena: &Arena, options: Options, total: 
                 } else {
                     Direction::Writable
                 };
-                let added = driver.add_each(direction, [(only, buffer)]);
+                let added = driver.post_each(direction, [(only, buffer)]);
                 if added == 1 { Ok(()) } else { Err(Error::Full) }
             } else if random.one_in(4) {
                 // SAFETY: the table is part of the buffer.
                 unsafe { driver.add_indirect(table, &chain.segments, chain.readable, buffer) }
             } else {
-                driver.add(&chain.segments, chain.readable, buffer)
+                driver.post(&chain.segments, chain.readable, buffer)
             };
             match result {
                 Ok(()) => {

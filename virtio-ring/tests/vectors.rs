@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Arena, Packed, Random, Ring, seed, vectors};
+use common::{Arena, Packed, Posting, Random, Ring, seed, vectors};
 use std::ptr::NonNull;
 use virtio_ring::any::{Device, Driver, Format};
 use virtio_ring::{Direction, Options, Segment, Single, Slot, Translate, Window, packed};
@@ -110,7 +110,7 @@ fn vectors_see_and_do_what_the_scalar_code_does() {
                 } else {
                     Direction::Writable
                 };
-                driver.add_each(way, burst.iter().copied());
+                driver.post_each(way, burst.iter().copied());
                 driver.publish();
             }
             let most = random.below(40) as usize;

@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use crate::process::{Process, Surroundings};
 
 /// The targets, as `fuzz/Cargo.toml` has them.
-pub const TARGETS: [&str; 5] = ["messages", "device", "driver", "control", "headers"];
+pub const TARGETS: [&str; 6] = ["messages", "device", "driver", "control", "headers", "specs"];
 
 /// Coverage: counters and comparisons, for libFuzzer to find its way by.
 const COVERAGE: [&str; 7] = [

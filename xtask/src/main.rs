@@ -54,6 +54,9 @@ enum What {
         /// Test this `usernic` program instead of building one
         #[arg(long, value_name = "FILE")]
         usernic: Option<PathBuf>,
+        /// Rounds of the reliability cases: how often a peer is killed, and such
+        #[arg(long, value_name = "N")]
+        rounds: Option<usize>,
         /// Run only cases with one of these in their name
         filter: Vec<String>,
     },
@@ -187,6 +190,7 @@ fn run(what: What) -> Result<bool> {
             list,
             verbose,
             usernic,
+            rounds,
             filter,
         } => test::command(
             root,
@@ -197,6 +201,7 @@ fn run(what: What) -> Result<bool> {
                 list,
                 filter,
                 verbose,
+                rounds,
                 usernic,
             },
         ),
@@ -228,6 +233,7 @@ fn run(what: What) -> Result<bool> {
                 list,
                 filter,
                 verbose,
+                rounds: None,
                 usernic: None,
             },
         ),

@@ -27,6 +27,8 @@ impl Scratch {
     /// Makes the directory (short, so that socket paths fit in 107 bytes) and reserves `pages` hugepages of 2 MiB, as
     /// many of them as the machine lets us: see [`Scratch::pages`].
     pub fn new(pages: usize) -> Result<Self> {
+        // What is made from here on is for other users, too, whatever the caller's shell has set.
+        rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
         let dir = tempfile::Builder::new()
             .prefix("xt")
             .tempdir_in("/tmp")
@@ -97,13 +99,13 @@ pub fn sentinel(pages: usize, remove: &Path) -> Result<()> {
     let got = if pages == 0 {
         0
     } else {
-        change_pool(pages as i64).unwrap_or(0)
+        change_pool(Path::new(POOL), pages as i64).unwrap_or(0)
     };
     println!("{got}");
     std::io::stdout().flush()?;
     let _ = std::io::stdin().read_to_end(&mut Vec::new());
     if got > 0 {
-        change_pool(-got)?;
+        change_pool(Path::new(POOL), -got)?;
     }
     match fs::remove_dir_all(remove) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e).context(remove.display().to_string()),
@@ -111,21 +113,22 @@ pub fn sentinel(pages: usize, remove: &Path) -> Result<()> {
     }
 }
 
-/// Adds pages to the machine's pool, or takes some away, and says how many it was. Others may do the same: we add to
-/// what is there, under a lock, rather than to write what we once saw. Pages in use at that time leave the pool when
-/// they are freed.
-fn change_pool(by: i64) -> Result<i64> {
-    let path = format!("{POOL}/nr_hugepages");
+/// Adds pages to the pool in this folder of /sys, or takes some away, and says how many it was. Others may do the same: we
+/// add to what is there, under a lock, rather than to write what we once saw. Pages in use at that time leave the pool when
+/// they are freed; until then nr_hugepages counts them, as surplus. Writing them back would make them stay.
+fn change_pool(pool: &Path, by: i64) -> Result<i64> {
+    let path = pool.join("nr_hugepages");
     let mut file = fs::OpenOptions::new()
         .read(true)
         .write(true)
         .open(&path)
-        .with_context(|| path.clone())?;
+        .with_context(|| path.display().to_string())?;
     rustix::fs::flock(&file, FlockOperation::LockExclusive)?;
-    let read = || -> Result<i64> { Ok(fs::read_to_string(&path)?.trim().parse()?) };
-    let before = read()?;
+    let number = |name: &str| -> Result<i64> { Ok(fs::read_to_string(pool.join(name))?.trim().parse()?) };
+    let persistent = || Ok::<_, anyhow::Error>(number("nr_hugepages")? - number("surplus_hugepages")?);
+    let before = persistent()?;
     file.write_all((before + by).max(0).to_string().as_bytes())?;
-    Ok(read()? - before)
+    Ok(persistent()? - before)
 }
 
 /// Hugepages of 2 MiB that nobody uses.
@@ -134,4 +137,21 @@ pub fn free_pages() -> usize {
         .ok()
         .and_then(|s| s.trim().parse().ok())
         .unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A page that is in use when its owner gives it back belongs to nobody: the next run does not keep it.
+    #[test]
+    fn pages_that_are_leaving_the_pool_leave_it() {
+        let pool = tempfile::tempdir().expect("a folder");
+        let number = |name: &str| fs::read_to_string(pool.path().join(name)).expect("a file");
+        for (name, value) in [("nr_hugepages", "1"), ("surplus_hugepages", "1")] {
+            fs::write(pool.path().join(name), value).expect("a file");
+        }
+        let _ = change_pool(pool.path(), 8);
+        assert_eq!(number("nr_hugepages"), "8");
+    }
 }

@@ -69,7 +69,7 @@ fn addresses(host: &Host, names: &[String]) -> Result<Vec<Address>> {
 }
 
 fn print(schema: &str, all: &[Bound], json: bool) -> Result<()> {
-    let mut out = std::io::stdout().lock();
+    let mut out = crate::output::stdout();
     if json {
         let report = serde_json::json!({ "schema": schema, "devices": all });
         writeln!(out, "{report}")?;

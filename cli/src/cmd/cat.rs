@@ -5,6 +5,7 @@ use usernic::resctrl::{Partition, undo};
 
 use super::doctor::{Cpus, list};
 use crate::common::HostArgs;
+use crate::result;
 
 /// The group's name in resctrl.
 pub const GROUP: &str = "usernic";
@@ -31,7 +32,7 @@ pub fn run(args: Args, json: bool) -> Result<()> {
     if args.undo {
         undo(&host, GROUP)?;
         if json {
-            println!("{}", serde_json::json!({ "schema": "usernic.cat/1", "group": null }));
+            result!("{}", serde_json::json!({ "schema": "usernic.cat/1", "group": null }))?;
         }
         return Ok(());
     }
@@ -39,15 +40,17 @@ pub fn run(args: Args, json: bool) -> Result<()> {
     let partition = Partition::plan(&host, GROUP, &cpus, args.ways.unwrap_or(0))?;
     partition.apply(&host)?;
     if json {
-        println!(
+        result!(
             "{}",
             serde_json::json!({ "schema": "usernic.cat/1", "group": partition })
-        );
+        )?;
     } else {
-        println!(
+        result!(
             "{}: {}; all others: {}",
-            partition.group, partition.schemata, partition.rest
-        );
+            partition.group,
+            partition.schemata,
+            partition.rest
+        )?;
     }
     Ok(())
 }

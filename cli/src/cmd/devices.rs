@@ -52,7 +52,7 @@ const NO_DRIVER: &str = "vfio-pci is not there: modprobe vfio-pci";
 /// Prints the table.
 pub fn run(args: Args, json: bool) -> Result<()> {
     let report = report(&args.host.host(), args.all);
-    let mut out = std::io::stdout().lock();
+    let mut out = crate::output::stdout();
     if json {
         writeln!(out, "{}", serde_json::to_string(&report)?)?;
         return Ok(());

@@ -2,15 +2,16 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use serde::Serialize;
 use usernic::spec::PortSpec;
-use usernic::{Burst, Queue};
+use usernic::{Burst, Port, Queue};
 
 use crate::common::{self, Ended, Meter, PollArgs, Summary, Usage};
+use crate::ports;
 use crate::responder::Responder;
 
 /// What to do with a frame.
@@ -67,6 +68,22 @@ struct Lane {
 }
 
 impl Lane {
+    fn new(args: &Args, port: &Port) -> Self {
+        let size = usize::from(args.burst);
+        Lane {
+            burst: Burst::new(size),
+            out: Burst::new(size),
+            frame: vec![0; 65_536],
+            mode: args.mode,
+            responder: Responder::new(port.mac(), &args.ip),
+            totals: Totals {
+                mode: args.mode,
+                forwarded: 0,
+                dropped: 0,
+            },
+        }
+    }
+
     /// Changes the frames of `burst` in place, and drops those that are to go nowhere.
     fn treat(&mut self) {
         match self.mode {
@@ -82,7 +99,7 @@ impl Lane {
             }
             Mode::Icmpecho => {
                 for mut packet in self.burst.drain() {
-                    let len = packet.copy_to(&mut self.frame);
+                    let len = ports::copy(&packet, &mut self.frame);
                     let answered = match self.responder.answer(&mut self.frame, len) {
                         Some(len) => packet.copy_from(&self.frame[..len]).is_ok() && self.out.push(packet).is_ok(),
                         None => false,
@@ -117,8 +134,17 @@ impl Lane {
         n
     }
 
-    /// A burst from one port to another. Each port has packet memory of its own: frames are copied across.
-    fn pass(&mut self, from: &mut Queue, to: &mut Queue) -> usize {
+    /// A burst from each queue pair of one port to another.
+    fn pass(&mut self, from: &mut [Queue], to: &mut [Queue]) -> usize {
+        let count = to.len();
+        let pairs = from.iter_mut().enumerate();
+        pairs
+            .map(|(index, from)| self.pass_one(from, &mut to[index % count]))
+            .sum()
+    }
+
+    /// A burst across. Each port has packet memory of its own: frames are copied.
+    fn pass_one(&mut self, from: &mut Queue, to: &mut Queue) -> usize {
         let n = from.rx(&mut self.burst);
         if n > 0 {
             self.treat();
@@ -152,68 +178,15 @@ pub fn run(args: Args, json: bool) -> Result<()> {
     let stop = common::stop_flag()?;
     args.poll.pin()?;
     let confined = args.poll.confine(&args.port, None);
-    let mut ports = Vec::new();
-    let mut queues = Vec::new();
-    for spec in &args.port {
-        let (port, queue) = args.poll.open(spec, 0, &stop)?;
-        ports.push(port);
-        queues.push(queue);
-    }
-    let named: Vec<(&str, &Arc<usernic::Port>)> = ["0", "1"].into_iter().zip(&ports).collect();
+    let opened = args.poll.open(&args.port, 0, &stop)?;
+    let ports: Vec<Arc<Port>> = opened.iter().map(|o| Arc::clone(&o.port)).collect();
+    let mut queues: Vec<Vec<Queue>> = opened.into_iter().map(|o| o.queues).collect();
+    let named: Vec<(&str, &Arc<Port>)> = ["0", "1"].into_iter().zip(&ports).collect();
     let _control = args.poll.serve(&named, confined)?;
-    let size = usize::from(args.burst);
-    let mut lanes: Vec<Lane> = ports
-        .iter()
-        .map(|port| Lane {
-            burst: Burst::new(size),
-            out: Burst::new(size),
-            frame: vec![0; 65_536],
-            mode: args.mode,
-            responder: Responder::new(port.mac(), &args.ip),
-            totals: Totals {
-                mode: args.mode,
-                forwarded: 0,
-                dropped: 0,
-            },
-        })
-        .collect();
+    let mut lanes: Vec<Lane> = ports.iter().map(|port| Lane::new(&args, port)).collect();
     let mut meter = Meter::new("forward");
     let start = Instant::now();
-    let mut quiet = 0u32;
-    let ended = loop {
-        let moved = match &mut queues[..] {
-            // A question is answered where it was asked.
-            [a, b] if args.mode == Mode::Icmpecho => lanes[0].reflect(a) + lanes[1].reflect(b),
-            [a, b] => lanes[0].pass(a, b) + lanes[1].pass(b, a),
-            [a] => lanes[0].reflect(a),
-            _ => 0,
-        };
-        quiet = if moved > 0 { 0 } else { quiet + 1 };
-        if moved == 0 || meter.is_due() {
-            if stop.load(Ordering::Relaxed) {
-                break Ended::Signal;
-            }
-            if args.seconds.is_some_and(|s| start.elapsed() >= s) {
-                break Ended::Time;
-            }
-            if meter.is_due() {
-                let mut sum = usernic::Stats::default();
-                ports.iter().for_each(|p| sum += p.stats());
-                meter.show(sum);
-            }
-        }
-        if quiet > 20_000 {
-            // Nothing for a while: sleep until something comes, on the one port, or in turns on the two.
-            let slice = Duration::from_millis(if queues.len() == 1 { 100 } else { 1 });
-            for queue in &mut queues {
-                if queue.wait(Some(slice))? {
-                    quiet = 0;
-                    break;
-                }
-            }
-        }
-        std::hint::spin_loop();
-    };
+    let outcome = forward(&args, &ports, &mut queues, &mut lanes, &stop, start, &mut meter);
     meter.finish();
     let seconds = start.elapsed().as_secs_f64();
     let mut totals = Totals {
@@ -226,13 +199,57 @@ pub fn run(args: Args, json: bool) -> Result<()> {
         totals.dropped += lane.totals.dropped;
     }
     let line = format!("{} frames forwarded, {} dropped", totals.forwarded, totals.dropped);
-    let ports = ports.iter().map(|p| p.stats()).collect();
-    Summary {
-        schema: "usernic.forward/1",
-        ended,
-        seconds,
-        ports,
-        more: totals,
-    }
-    .print(json, &line)
+    let stats = ports.iter().map(|p| p.stats()).collect();
+    Summary::new("usernic.forward/1", &outcome, seconds, stats, totals).print(json, &line, outcome)
 }
+
+/// Moves frames: those of a queue pair to the pair of the same number, as far as the other port has as many.
+fn forward(
+    args: &Args,
+    ports: &[Arc<Port>],
+    queues: &mut [Vec<Queue>],
+    lanes: &mut [Lane],
+    stop: &AtomicBool,
+    start: Instant,
+    meter: &mut Meter,
+) -> Result<Ended> {
+    let end = args.seconds.and_then(|seconds| start.checked_add(seconds));
+    // A burst can keep it busy for ever: the clock is looked at every few of them, too.
+    let (mut quiet, mut turns) = (0u32, 0u32);
+    loop {
+        let moved: usize = match (&mut *queues, &mut *lanes) {
+            ([a, b], [there, back]) if args.mode != Mode::Icmpecho => there.pass(a, b) + back.pass(b, a),
+            // A question is answered where it was asked.
+            (all, lanes) => all
+                .iter_mut()
+                .zip(lanes)
+                .map(|(queues, lane)| queues.iter_mut().map(|queue| lane.reflect(queue)).sum::<usize>())
+                .sum(),
+        };
+        quiet = if moved > 0 { 0 } else { quiet + 1 };
+        turns = turns.wrapping_add(1);
+        if moved == 0 || turns.is_multiple_of(64) {
+            if stop.load(Ordering::Relaxed) {
+                return Ok(Ended::Signal);
+            }
+            if end.is_some_and(|end| Instant::now() >= end) {
+                return Ok(Ended::Time);
+            }
+            if meter.is_due() {
+                meter.show(ports::total(ports));
+            }
+        }
+        if quiet > 20_000 {
+            // Nothing for a while: sleep until something comes, wherever.
+            let left = end.map(|end| end.saturating_duration_since(Instant::now()));
+            let mut all: Vec<&mut Queue> = queues.iter_mut().flatten().collect();
+            if ports::wait_any(&mut all, left.unwrap_or(SLEEP).min(SLEEP))? {
+                quiet = 0;
+            }
+        }
+        std::hint::spin_loop();
+    }
+}
+
+/// The longest sleep, after which signals are looked for.
+const SLEEP: Duration = Duration::from_millis(50);

@@ -117,7 +117,7 @@ fn names(addresses: &[pci::Address]) -> String {
 }
 
 fn print(schema: &str, mut report: serde_json::Value, text: &str, json: bool) -> Result<()> {
-    let mut out = std::io::stdout().lock();
+    let mut out = crate::output::stdout();
     if json {
         report["schema"] = schema.into();
         writeln!(out, "{report}")?;

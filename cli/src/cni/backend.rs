@@ -1,9 +1,12 @@
 //! The switch that gets the ports, one of two.
 
+use std::io::ErrorKind;
 use std::path::Path;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Result, bail};
+use serde_json::Value;
 
 use super::config::{Attached, Attachment, Backend, Config};
 use super::failure::{Code, Failure, OrFail};
@@ -16,8 +19,31 @@ pub enum Switch {
     Ovs(Ovsdb),
 }
 
-/// Nobody ends a plugin but by SIGKILL.
-static NEVER: AtomicBool = AtomicBool::new(false);
+/// The switch has had its time, over all that this call asks of it.
+pub static LATE: AtomicBool = AtomicBool::new(false);
+
+/// How long our switch is asked again that hangs up: it serves so many clients at a time, and a runtime can start more pods
+/// than that at once.
+const BUSY: Duration = Duration::from_secs(20);
+
+pub fn is_late() -> bool {
+    LATE.load(Ordering::Relaxed)
+}
+
+/// Asks our switch. Every request can be made twice.
+fn ask(client: &mut Client, request: &Request) -> Result<Value> {
+    let end = Instant::now() + BUSY;
+    loop {
+        match client.ask(request, &LATE) {
+            Err(error) if error.root_cause().is::<std::io::Error>() && Instant::now() < end && !is_late() => {}
+            result => return result,
+        }
+        // Not all at once.
+        let wait = std::process::id() % 64 + 10;
+        std::thread::sleep(Duration::from_millis(wait.into()));
+        *client = client.again()?;
+    }
+}
 
 impl Switch {
     /// Connects.
@@ -27,6 +53,21 @@ impl Switch {
             Backend::Ovs => Ovsdb::connect(&config.ovsdb).map(Switch::Ovs),
         }
         .or_fail(Code::Unavailable)
+    }
+
+    /// Connects to remove ports. `None`: our switch does not run, and its ports are gone with it: one that is started later
+    /// cannot make their sockets any more. One that runs and does not answer has them still.
+    pub fn connect_to_remove(config: &Config) -> Result<Option<Self>, Failure> {
+        if config.backend == Backend::Ovs {
+            return Self::connect(config).map(Some);
+        }
+        match Client::connect(&config.control) {
+            Ok(client) => Ok(Some(Switch::Ours(client))),
+            Err(error) => match error.root_cause().downcast_ref::<std::io::Error>().map(|e| e.kind()) {
+                Some(ErrorKind::NotFound | ErrorKind::ConnectionRefused) => Ok(None),
+                _ => Err(error).or_fail(Code::Unavailable),
+            },
+        }
     }
 
     /// The group that it runs as.
@@ -57,7 +98,7 @@ impl Switch {
         match self {
             Switch::Ours(client) => {
                 let name = attachment.switch_name();
-                client.ask(&Request::Remove { name }, &NEVER).map(drop)
+                ask(client, &Request::Remove { name }).map(drop)
             }
             Switch::Ovs(ovsdb) => ovsdb.remove(attachment).map(drop),
         }
@@ -67,7 +108,11 @@ impl Switch {
     /// Whether an attachment has its port.
     pub fn has(&mut self, attachment: &Attachment) -> Result<bool, Failure> {
         match self {
-            Switch::Ours(client) => names(client).map(|names| names.contains(&attachment.switch_name())),
+            // A port that could not be opened is listed, and is not there.
+            Switch::Ours(client) => ports(client).map(|ports| {
+                let there = |port: &Value| port["name"] == attachment.switch_name() && port["error"].is_null();
+                ports.iter().any(there)
+            }),
             Switch::Ovs(ovsdb) => ovsdb.has(attachment),
         }
         .or_fail(Code::Switch)
@@ -104,18 +149,24 @@ fn add(client: &mut Client, config: &Config, attachment: &Attachment, socket: &P
         spec: spec.clone(),
         join: Joined::Learn,
     };
-    if client.ask(&request, &NEVER).is_ok() {
+    if ask(client, &request).is_ok() {
         return Ok(());
     }
     // Of another configuration, or the error comes again.
-    client.ask(&Request::Remove { name }, &NEVER)?;
-    client.ask(&request, &NEVER).map(drop)
+    ask(client, &Request::Remove { name })?;
+    ask(client, &request).map(drop)
+}
+
+fn ports(client: &mut Client) -> Result<Vec<Value>> {
+    let mut list = ask(client, &Request::List)?;
+    match list["ports"].take() {
+        Value::Array(ports) => Ok(ports),
+        _ => bail!("no list of ports"),
+    }
 }
 
 fn names(client: &mut Client) -> Result<Vec<String>> {
-    let list = client.ask(&Request::List, &NEVER)?;
-    let ports = list["ports"].as_array().context("no list of ports")?;
-    Ok(ports
+    Ok(ports(client)?
         .iter()
         .filter_map(|port| port["name"].as_str().map(str::to_owned))
         .collect())

@@ -34,12 +34,17 @@ pub struct Failure {
     text: String,
 }
 
+/// The longest text, in characters: a runtime may give anything, which is quoted, and may not read what a pipe cannot hold.
+const MOST: usize = 2000;
+
 /// An error with its code.
 pub fn fail(code: Code, text: impl Into<String>) -> Failure {
-    Failure {
-        code,
-        text: text.into(),
+    let mut text = text.into();
+    if let Some((end, _)) = text.char_indices().nth(MOST) {
+        text.truncate(end);
+        text += "...";
     }
+    Failure { code, text }
 }
 
 impl Failure {

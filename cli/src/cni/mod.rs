@@ -1,59 +1,152 @@
 //! The CNI plugin: a port on a switch for a container, and a file in its folder that says so (CNI 1.1).
 //!
-//! ADD makes, in this order: the [`folder`] (whose it is stands in it from the beginning), the addresses, the file for the
-//! container, the folder's owner, the switch's port, the file for the device information. DEL undoes each, whichever are
-//! there. Both may be called again at any time, also after one that was killed; an ADD that fails undoes what it did.
+//! ADD makes, in this order: the record of the [`folder`], the folder, the addresses, the file for the container, the
+//! folder's owner, the switch's port, the file for the device information. DEL undoes each, whichever are there. Both may
+//! be called again at any time, also after one that was killed; an ADD that fails undoes what it did.
 //!
-//! There is no other memory: what is to be undone is told by the runtime's names, in the folder, in the switch's port
+//! There is no other memory: what is to be undone is told by the runtime's names, in the records, in the switch's port
 //! names and in OVS' `external_ids`. GC compares these with what is to stay.
 
 mod backend;
-mod config;
+pub(crate) mod config;
 mod failure;
 mod folder;
 mod ipam;
 mod ovsdb;
+mod result;
 
-use std::io::Read;
+use std::io::{IsTerminal, Read};
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc;
+use std::time::Duration;
 
+use serde::Deserialize;
 use serde_json::{Value, json};
 use usernic::auto::PortConfig;
 
+use crate::{note, output};
 use anyhow::Context as _;
 use backend::Switch;
 use config::{Attachment, Backend, Config, Environment, VERSIONS};
 use failure::{Code, Failure, OrFail, fail};
-use folder::Folder;
+use folder::{Folder, Record};
+
+const HELP: &str = "\
+usernic-cni: the CNI plugin of usernic. A container runtime calls it: it reads CNI_COMMAND and the other CNI_* variables
+and a network configuration on the standard input, and writes its answer on the standard output. It has no arguments.
+Configuration keys, error codes and examples: docs/orchestrators.md; what runs a plugin by hand: cnitool.
+";
+
+/// The longest configuration.
+const MOST: usize = 4 << 20;
+
+/// How long the switch may take, whatever it is asked.
+const SWITCH: Duration = Duration::from_secs(30);
+
+/// How long the runtime may take to write the configuration, and to read the answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The plugin by its own name.
+pub fn main_by_name() -> ExitCode {
+    let argument = std::env::args_os().nth(1).unwrap_or_default();
+    match argument.to_str() {
+        Some("-h" | "--help" | "help") => write_out(HELP.into()),
+        Some("-V" | "--version") => write_out(concat!("usernic-cni ", env!("CARGO_PKG_VERSION"), "\n").into()),
+        _ => main(),
+    }
+}
 
 /// A call of the plugin: the answer on the standard output, errors too.
 pub fn main() -> ExitCode {
+    // The runtime's mask would keep the container and the switch out of their folders.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     let environment = Environment::here();
-    let mut text = Vec::new();
-    let read = std::io::stdin().take(4 << 20).read_to_end(&mut text);
-    let read = read.map_err(anyhow::Error::from).or_fail(Code::Io);
-    let version = serde_json::from_slice::<Value>(&text).ok();
-    let version = version.as_ref().and_then(|config| config["cniVersion"].as_str());
-    let version = version.filter(|version| VERSIONS.contains(version));
-    let newest = VERSIONS[VERSIONS.len() - 1];
-    match read.and_then(|_| call(&environment, &text)) {
+    let text = configuration();
+    let version = text.as_deref().ok().and_then(version);
+    let late = || {
+        std::thread::sleep(SWITCH);
+        backend::LATE.store(true, Ordering::Relaxed);
+    };
+    // It ends with the process. Without it each question has a limit of its own.
+    let _ = std::thread::Builder::new().spawn(late);
+    match text.and_then(|text| call(&environment, &text, version)) {
         Ok(Value::Null) => ExitCode::SUCCESS,
-        Ok(answer) => {
-            println!("{answer}");
-            ExitCode::SUCCESS
-        }
+        Ok(answer) => write_out(format!("{answer}\n")),
         Err(failure) => {
-            eprintln!("usernic-cni: {}: {failure}", environment.command);
-            println!("{}", failure.json(version.unwrap_or(newest)));
+            let command: String = environment.command.chars().take(100).collect();
+            note!("usernic-cni: {command}: {failure}");
+            write_out(format!("{}\n", failure.json(version.unwrap_or(newest()))));
             ExitCode::FAILURE
         }
     }
 }
 
-fn call(environment: &Environment, text: &[u8]) -> Result<Value, Failure> {
+/// Writes to the standard output. A runtime that does not read, or has closed it, is an error, and is not waited for.
+fn write_out(text: String) -> ExitCode {
+    match within(move || output::write_results(&text)) {
+        Some(Ok(())) => ExitCode::SUCCESS,
+        Some(Err(error)) => {
+            note!("usernic-cni: {error}");
+            ExitCode::FAILURE
+        }
+        None => ExitCode::FAILURE,
+    }
+}
+
+/// What `work` gives within the runtime's time. It may go on after that: the process is about to end.
+fn within<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    let (send, receive) = mpsc::channel();
+    let thread = std::thread::Builder::new().spawn(move || send.send(work()));
+    thread.ok().and_then(|_| receive.recv_timeout(PATIENCE).ok())
+}
+
+/// The standard input, whole.
+fn configuration() -> Result<Vec<u8>, Failure> {
+    if std::io::stdin().is_terminal() {
+        // Somebody looks what this is: an answer is worth more than to wait.
+        return Ok(Vec::new());
+    }
+    let read = within(|| {
+        let mut text = Vec::new();
+        std::io::stdin()
+            .take(MOST as u64 + 1)
+            .read_to_end(&mut text)
+            .map(|_| text)
+    });
+    match read {
+        None => Err(fail(
+            Code::Io,
+            format!("the network configuration: the standard input did not end within {PATIENCE:?}"),
+        )),
+        Some(Err(error)) => Err(fail(Code::Io, format!("the network configuration: {error}"))),
+        Some(Ok(text)) if text.len() > MOST => Err(fail(
+            Code::Decode,
+            format!("the network configuration has more than {MOST} bytes"),
+        )),
+        Some(Ok(text)) => Ok(text),
+    }
+}
+
+fn newest() -> &'static str {
+    VERSIONS[VERSIONS.len() - 1]
+}
+
+/// The version that the runtime speaks, if it is one that is known; whatever else the configuration is.
+fn version(text: &[u8]) -> Option<&'static str> {
+    #[derive(Deserialize)]
+    struct Version {
+        #[serde(rename = "cniVersion")]
+        version: String,
+    }
+    let asked = serde_json::from_slice::<Version>(text).ok()?.version;
+    VERSIONS.into_iter().find(|known| *known == asked)
+}
+
+fn call(environment: &Environment, text: &[u8], version: Option<&str>) -> Result<Value, Failure> {
     if environment.command == "VERSION" {
-        return Ok(json!({ "cniVersion": VERSIONS[VERSIONS.len() - 1], "supportedVersions": VERSIONS }));
+        return Ok(json!({ "cniVersion": version.unwrap_or(newest()), "supportedVersions": VERSIONS }));
     }
     if environment.command.is_empty() {
         let what = "CNI_COMMAND is not set: this is a plugin that a container runtime calls (docs/orchestrators.md)";
@@ -67,10 +160,7 @@ fn call(environment: &Environment, text: &[u8]) -> Result<Value, Failure> {
     };
     match environment.command.as_str() {
         "ADD" => call.add(),
-        "DEL" => call
-            .attachment()
-            .and_then(|attachment| call.undo(&attachment))
-            .map(|()| Value::Null),
+        "DEL" => call.delete().map(|()| Value::Null),
         "CHECK" => call.check().map(|()| Value::Null),
         "GC" => call.collect().map(|()| Value::Null),
         "STATUS" => call.status().map(|()| Value::Null),
@@ -100,106 +190,136 @@ impl Call<'_> {
     }
 
     fn folder(&self, attachment: &Attachment) -> Result<Folder, Failure> {
-        Folder::of(&self.config.dir, self.environment.folder()?, attachment).or_fail(Code::Config)
+        Folder::of(&self.config.dir, &self.environment.folder()?, attachment).or_fail(Code::Config)
     }
 
     fn add(&self) -> Result<Value, Failure> {
         let attachment = self.attachment()?;
+        self.environment.has_netns()?;
         let folder = self.folder(&attachment)?;
+        self.config.check()?;
+        let port = self.port(&attachment)?;
+        Config::check_port(&port)?;
         // Before anything is made.
+        ipam::check(&self.config, &self.environment.path)?;
         let mut switch = Switch::connect(&self.config)?;
         // A pod's interface that an earlier container of the pod had.
-        if let Some(before) = folder.whose().filter(|before| *before != attachment) {
-            self.undo(&before)?;
+        if let Some(before) = folder.record().filter(|before| before.attachment != attachment) {
+            self.undo(&before.attachment)?;
         }
-        self.make(&mut switch, &attachment, &folder).inspect_err(|_| {
+        self.make(&mut switch, &attachment, &folder, port).inspect_err(|_| {
             // The first error is the one to tell.
             if let Err(error) = self.undo(&attachment) {
-                eprintln!("usernic-cni: undoing it: {error}");
+                note!("usernic-cni: undoing it: {error}");
             }
         })
     }
 
-    fn make(&self, switch: &mut Switch, attachment: &Attachment, folder: &Folder) -> Result<Value, Failure> {
-        folder.make(attachment).or_fail(Code::Io)?;
-        let mut port = folder.config().unwrap_or(PortConfig {
+    /// The port as the container is told of it, but for its addresses.
+    fn port(&self, attachment: &Attachment) -> Result<PortConfig, Failure> {
+        let arguments = self.environment.arguments()?;
+        let server = self.config.backend == Backend::Ovs;
+        let mut keys = self.config.keys.clone();
+        if server {
+            // Who may go into the folder is who may connect.
+            keys.insert("socket_mode".into(), "0666".into());
+        }
+        Ok(PortConfig {
             schema: PortConfig::SCHEMA.into(),
             interface: attachment.to.interface.clone(),
             network: attachment.network.clone(),
-            path: folder
-                .socket()
-                .file_name()
-                .unwrap_or_default()
-                .to_string_lossy()
-                .into_owned(),
-            server: false,
-            queues: None,
-            mac: None,
-            mtu: None,
+            path: folder::SOCKET.into(),
+            server,
+            queues: self.config.queues,
+            mac: Some(self.config.mac(&arguments).unwrap_or_else(|| mac(attachment))),
+            mtu: self.config.mtu,
             ips: Vec::new(),
-            keys: Default::default(),
+            keys,
+        })
+    }
+
+    fn make(
+        &self,
+        switch: &mut Switch,
+        attachment: &Attachment,
+        folder: &Folder,
+        mut port: PortConfig,
+    ) -> Result<Value, Failure> {
+        let mut record = folder.record().unwrap_or(Record {
+            attachment: attachment.clone(),
+            given: None,
         });
-        let mut given = json!({});
-        if port.ips.is_empty()
-            && let Some(answer) = self.ipam("ADD", Some(attachment))?
-        {
-            let ips = answer["ips"].as_array().into_iter().flatten();
-            port.ips = ips.filter_map(|ip| ip["address"].as_str().map(str::to_owned)).collect();
-            given = answer;
+        folder.keep(&record).or_fail(Code::Io)?;
+        let opened = folder.make().or_fail(Code::Io)?;
+        if record.given.is_none() {
+            record.given = self.ipam("ADD", Some(attachment))?;
+            if record.given.is_some() {
+                folder.keep(&record).or_fail(Code::Io)?;
+            }
         }
-        port.mac = Some(self.config.mac().map_or_else(|| mac(attachment), str::to_owned));
-        (port.queues, port.mtu) = (self.config.queues, self.config.mtu);
-        port.server = switch.connects();
-        port.keys = self.config.keys.clone();
-        if port.server {
-            // Who may go into the folder is who may connect.
-            port.keys.insert("socket_mode".into(), "0666".into());
-        }
-        folder.write_config(&port).or_fail(Code::Io)?;
-        folder
+        let given = record.given.unwrap_or_else(|| json!({}));
+        let ips = given["ips"].as_array().into_iter().flatten();
+        port.ips = ips.filter_map(|ip| ip["address"].as_str().map(str::to_owned)).collect();
+        opened.write_config(&port).or_fail(Code::Io)?;
+        opened
             .hand_over(self.config.uid(), switch.group()?, port.server)
             .or_fail(Code::Io)?;
         switch.add(&self.config, attachment, &folder.socket())?;
         self.write_device_info(&port, &folder.socket()).or_fail(Code::Io)?;
-        Ok(self.result(&port, &given, &folder.socket()))
+        Ok(result::of(
+            &self.config,
+            &self.environment.netns,
+            &port,
+            &given,
+            &folder.socket(),
+        ))
+    }
+
+    fn delete(&self) -> Result<(), Failure> {
+        let attachment = self.attachment()?;
+        self.undo(&attachment)?;
+        // What an ADD left that was killed while it wrote its record. Where the name is wrong, nothing was made.
+        let half = self.folder(&attachment).ok().filter(|folder| folder.record().is_none());
+        half.map_or(Ok(()), |folder| folder.forget()).or_fail(Code::Io)
     }
 
     /// What DEL does: all that is there of an attachment goes. Every part is tried; the first error is told.
     fn undo(&self, attachment: &Attachment) -> Result<(), Failure> {
-        let port = match Switch::connect(&self.config) {
-            Ok(mut switch) => switch.remove(attachment),
-            // Ours has its ports in its process alone: one that is started later cannot make this one's socket any more.
-            Err(_) if self.config.backend == Backend::Switch => Ok(()),
-            Err(error) => Err(error),
-        };
+        let port = Switch::connect_to_remove(&self.config)
+            .and_then(|switch| switch.map_or(Ok(()), |mut switch| switch.remove(attachment)));
         let addresses = self.ipam("DEL", Some(attachment)).map(drop);
         let info = self.remove_device_info().or_fail(Code::Io);
-        // As long as something else is left, the folder tells of it.
+        // As long as something else is left, the record tells of it.
         port.and(addresses).and(info)?;
-        folder::remove(&self.config.dir, attachment).or_fail(Code::Io)
+        for (folder, record) in folder::all(&self.config.dir).or_fail(Code::Io)? {
+            if record.attachment == *attachment {
+                folder.remove().or_fail(Code::Io)?;
+            }
+        }
+        Ok(())
     }
 
     fn check(&self) -> Result<(), Failure> {
         let attachment = self.attachment()?;
+        self.environment.has_netns()?;
         let folder = self.folder(&attachment)?;
         let amiss = |what: String| Err(fail(Code::Check, what));
-        if folder.whose().as_ref() != Some(&attachment) || folder.config().is_none() {
-            return amiss(format!(
-                "{} is not there",
-                folder.socket().with_file_name(usernic::auto::FILE).display()
-            ));
+        let ours = folder.record().is_some_and(|record| record.attachment == attachment);
+        if !ours || !folder.has(&folder.config(), false) {
+            return amiss(format!("{} is not there", folder.config().display()));
         }
         let mut switch = Switch::connect(&self.config)?;
         if !switch.has(&attachment)? {
             return amiss(format!("the switch has no port of {}", attachment.switch_name()));
         }
-        if !switch.connects() && !folder.socket().exists() {
+        if !switch.connects() && !folder.has(&folder.socket(), true) {
             return amiss(format!("{} is not there", folder.socket().display()));
         }
         self.ipam("CHECK", Some(&attachment)).map(drop)
     }
 
     fn status(&self) -> Result<(), Failure> {
+        self.config.check()?;
         Switch::connect(&self.config)?.check(&self.config)?;
         self.ipam("STATUS", None).map(drop)
     }
@@ -210,19 +330,20 @@ impl Call<'_> {
             // Without the list everything would go.
             return Err(fail(Code::Config, "GC without cni.dev/valid-attachments"));
         };
-        let stays = |attachment: &Attachment| valid.contains(&attachment.to);
+        let goes = |attachment: &Attachment| attachment.network == self.config.name && !valid.contains(&attachment.to);
         let mut switch = Switch::connect(&self.config)?;
-        for attachment in switch.list(&self.config.name)?.iter().filter(|a| !stays(a)) {
-            switch.remove(attachment)?;
+        // What cannot be removed of one keeps nobody else's.
+        let mut results = Vec::new();
+        for attachment in switch.list(&self.config.name)?.iter().filter(|a| goes(a)) {
+            results.push(switch.remove(attachment));
         }
-        let ours = |attachment: &Attachment| attachment.network == self.config.name;
-        for (folder, attachment) in folder::all(&self.config.dir).or_fail(Code::Io)? {
-            if ours(&attachment) && !stays(&attachment) {
-                folder.remove().or_fail(Code::Io)?;
+        for (folder, record) in folder::all(&self.config.dir).or_fail(Code::Io)? {
+            if goes(&record.attachment) {
+                results.push(folder.remove().or_fail(Code::Io));
             }
         }
-        folder::remove_abandoned(&self.config.dir).or_fail(Code::Io)?;
-        self.ipam("GC", None).map(drop)
+        results.push(self.ipam("GC", None).map(drop));
+        results.into_iter().collect()
     }
 
     fn write_device_info(&self, port: &PortConfig, socket: &Path) -> anyhow::Result<()> {
@@ -254,57 +375,6 @@ impl Call<'_> {
             }
             _ => Ok(()),
         }
-    }
-
-    /// ADD's answer: that of the plugin before, with our interface and our addresses.
-    fn result(&self, port: &PortConfig, given: &Value, socket: &Path) -> Value {
-        let version = self.config.cni_version.as_str();
-        let mut result = self
-            .config
-            .prev_result
-            .clone()
-            .filter(Value::is_object)
-            .unwrap_or_else(|| json!({}));
-        let mut interface = json!({
-            "name": port.interface,
-            "mac": port.mac,
-            "sandbox": self.environment.netns,
-        });
-        if version == "1.1.0" {
-            interface["socketPath"] = json!(socket);
-            if let Some(mtu) = port.mtu {
-                interface["mtu"] = mtu.into();
-            }
-        }
-        let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
-        let mut interfaces = list(&result["interfaces"]);
-        let (mut ips, mut routes) = (list(&result["ips"]), list(&result["routes"]));
-        let mut ours = list(&given["ips"]);
-        if ours.is_empty() {
-            ours = port.ips.iter().map(|address| json!({ "address": address })).collect();
-        }
-        for mut ip in ours {
-            ip["interface"] = interfaces.len().into();
-            if version.starts_with("0.") && ip["version"].is_null() {
-                let six = ip["address"].as_str().is_some_and(|address| address.contains(':'));
-                ip["version"] = if six { "6".into() } else { "4".into() };
-            }
-            ips.push(ip);
-        }
-        interfaces.push(interface);
-        routes.extend(list(&given["routes"]));
-        result["cniVersion"] = version.into();
-        result["interfaces"] = interfaces.into();
-        result["ips"] = ips.into();
-        result["routes"] = routes.into();
-        if result["dns"].is_null() {
-            result["dns"] = if given["dns"].is_object() {
-                given["dns"].clone()
-            } else {
-                json!({})
-            };
-        }
-        result
     }
 }
 

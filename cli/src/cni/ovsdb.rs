@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
+use super::backend::is_late;
 use super::config::{Attached, Attachment, Config};
 
 /// How long the database may take to answer, and the switch to do what the database says.
@@ -56,7 +57,7 @@ fn entry<'a>(map: &'a Value, key: &str) -> Option<&'a str> {
 impl Ovsdb {
     /// Connects.
     pub fn connect(path: &Path) -> Result<Self> {
-        let stream = UnixStream::connect(path)
+        let stream = crate::control::connect(path)
             .with_context(|| format!("cannot connect to OVS' database at {}: does it run?", path.display()))?;
         stream.set_read_timeout(Some(LIMIT))?;
         stream.set_write_timeout(Some(LIMIT))?;
@@ -114,6 +115,9 @@ impl Ovsdb {
         /// More than any answer to what is asked here.
         const MOST: usize = 16 << 20;
         loop {
+            if is_late() {
+                bail!("OVS' database took too long");
+            }
             let mut values = serde_json::Deserializer::from_slice(&self.held).into_iter::<Value>();
             match values.next() {
                 Some(Ok(value)) => {
@@ -214,7 +218,7 @@ impl Ovsdb {
             if row["ofport"].as_i64().is_some_and(|number| number > 0) {
                 return Ok(());
             }
-            if Instant::now() > end {
+            if Instant::now() > end || is_late() {
                 bail!("OVS did not make the port within {LIMIT:?}: does ovs-vswitchd run?");
             }
             std::thread::sleep(Duration::from_millis(10));

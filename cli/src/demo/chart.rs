@@ -7,7 +7,9 @@ use plotters::prelude::*;
 use super::report::{Results, Row};
 
 const WIDTH: u32 = 960;
-const HEIGHT: u32 = 640;
+const HEIGHT: u32 = 720;
+/// Of it, for the lines below the panels.
+const NOTES: u32 = 90;
 const OURS: RGBColor = RGBColor(0x1b, 0x6e, 0xc2);
 const KERNEL: RGBColor = RGBColor(0x9a, 0x9a, 0x9a);
 
@@ -25,7 +27,8 @@ pub fn draw(results: &Results) -> Result<String> {
     {
         let area = SVGBackend::with_string(&mut svg, (WIDTH, HEIGHT)).into_drawing_area();
         area.fill(&WHITE).map_err(failed)?;
-        let (above, below) = area.split_vertically(HEIGHT / 2);
+        let (panels, notes) = area.split_vertically(HEIGHT - NOTES);
+        let (above, below) = panels.split_vertically((HEIGHT - NOTES) / 2);
         let frames = results.rows.iter().flat_map(|row| {
             let bar = |size: &str, spread: Option<super::report::Spread>| {
                 spread.map(|s| Bar {
@@ -41,7 +44,7 @@ pub fn draw(results: &Results) -> Result<String> {
         });
         panel(
             &above,
-            "Throughput, million frames a second (more is better)",
+            "Throughput, million frames a second, logarithmic (more is better)",
             frames.collect(),
         )?;
         let times = results.rows.iter().flat_map(|row: &Row| {
@@ -57,12 +60,41 @@ pub fn draw(results: &Results) -> Result<String> {
         });
         panel(
             &below,
-            "Round trip of one frame of 64 bytes, microseconds (less is better)",
+            "Round trip of one frame of 64 bytes, microseconds, logarithmic (less is better)",
             times.collect(),
         )?;
+        for (i, line) in lines(results).into_iter().enumerate() {
+            let at = (24, 4 + 20 * i as i32);
+            notes.draw(&Text::new(line, at, ("sans-serif", 14))).map_err(failed)?;
+        }
         area.present().map_err(failed)?;
     }
     Ok(svg)
+}
+
+/// What has to be known to read the chart: the conclusion, the loss, and what it was measured on.
+fn lines(results: &Results) -> Vec<String> {
+    let lost = results
+        .rows
+        .iter()
+        .filter_map(|row| Some(format!("{}: {}", row.name, row.lost()?)));
+    let mut lost = lost.collect::<Vec<_>>().join(", ");
+    lost = if lost.is_empty() {
+        String::new()
+    } else {
+        format!("Frames lost: {lost}. ")
+    };
+    if let Some(missing) = &results.missing {
+        lost.push_str(&format!("Not measured: {missing}"));
+    }
+    let on = format!(
+        "usernic {}, {}, Linux {}, {}",
+        results.version, results.cpu, results.kernel, results.date
+    );
+    [results.conclusion(), lost, results.method(), on]
+        .into_iter()
+        .filter(|line| !line.is_empty())
+        .collect()
 }
 
 fn failed(error: impl std::fmt::Display) -> anyhow::Error {
@@ -139,6 +171,28 @@ mod tests {
             assert!(svg.contains(text), "{text}");
         }
         assert_eq!(svg.matches("#1B6EC2").count(), 4, "two bars of ours in each panel");
+    }
+
+    #[test]
+    fn the_chart_says_what_the_table_says() {
+        let mut results = super::super::report::tests::example();
+        results.rows[0].lost = 7;
+        let svg = draw(&results).unwrap();
+        for text in [
+            "logarithmic",
+            "times the frames",
+            "usernic: 7",
+            "1970-01-01 00:00 UTC",
+            "Made-up CPU &amp; more",
+            "usernic 0, ",
+            "Linux 6",
+            "two cores",
+        ] {
+            assert!(svg.contains(text), "{text}");
+        }
+        results.waited = Some(0.3);
+        let busy = draw(&results).unwrap();
+        assert!(busy.contains("No comparison: the machine is busy") && !busy.contains("times the frames"));
     }
 
     #[test]

@@ -21,8 +21,12 @@ use anyhow::{Context, Result, bail};
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 use rustix::process::{DumpableBehavior, Signal};
 use rustix::thread::{CapabilitySet, CapabilitySets, UnshareFlags};
+use usernic::vhost_user::MAX_PATH;
 
 use super::channel::Proof;
+
+/// The longest name of a socket in [`socket_folder`].
+const LONGEST: &str = "a.sock";
 
 /// The user and the group of nobody.
 pub const NOBODY: u32 = 65534;
@@ -342,7 +346,15 @@ pub fn socket_folder() -> Result<tempfile::TempDir> {
     let dir = tempfile::Builder::new()
         .prefix("usernic-")
         .tempdir()
-        .context("creating a temporary folder")?;
+        .context("creating a temporary folder (TMPDIR says where, else it is /tmp)")?;
+    let len = dir.path().join(LONGEST).as_os_str().len();
+    if len > MAX_PATH {
+        bail!(
+            "sockets in {} have paths of {len} bytes, and {MAX_PATH} are the most (unix(7)): set TMPDIR to a folder with a \
+             shorter path, such as /tmp",
+            dir.path().display()
+        );
+    }
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o700))?;
     give_to_container(dir.path())?;
     Ok(dir)

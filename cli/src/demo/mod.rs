@@ -28,13 +28,13 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressBar, ProgressStyle};
 use rustix::fs::{MemfdFlags, SealFlags};
 use usernic::spec::PortSpec;
 use usernic::switch::{Role, Switch, SwitchConfig};
 
 use crate::capture_file::{Capture, Chain};
-use crate::common;
+use crate::{common, note, output, result};
 use channel::{Channel, Container, KernelTest, Order, Report};
 use report::{Isolation, Replay, Results, Rounds};
 
@@ -136,17 +136,19 @@ pub fn run(args: Args, json: bool) -> Result<()> {
         other => other?,
     };
     results.seconds = begin.elapsed().as_secs_f64();
-    if json {
-        println!("{}", serde_json::to_string(&results)?);
-    } else {
-        print!("{}", results.tables(std::io::stdout().is_terminal()));
-    }
+    // Before anything is printed: who reads the tables may leave early.
     let folder = write_files(&args.out, &results)?;
-    eprintln!(
+    note!(
         "{}/usernic-demo.json and usernic-demo.svg written, {:.1} s",
         folder.display(),
         results.seconds
     );
+    if json {
+        result!("{}", serde_json::to_string(&results)?)?;
+    } else {
+        let boxed = std::io::stdout().is_terminal() && output::is_utf8();
+        output::write_results(&results.tables(boxed))?;
+    }
     if !results.replay.is_exact() {
         let difference = results.replay.difference.unwrap_or_else(|| "the hashes differ".into());
         bail!("the capture did not arrive as it was sent: {difference}");
@@ -182,9 +184,9 @@ fn mtu_for(name: &str, capture: &Capture) -> Result<usize> {
 }
 
 fn progress() -> ProgressBar {
-    let bar = ProgressBar::with_draw_target(Some(100), ProgressDrawTarget::stderr_with_hz(10));
+    let bar = ProgressBar::with_draw_target(Some(100), output::progress(10));
     if let Ok(style) = ProgressStyle::with_template("{bar:30.cyan/dim} {percent:>3}%  {msg}") {
-        bar.set_style(style.progress_chars("━━─"));
+        bar.set_style(style.progress_chars(if output::is_utf8() { "━━─" } else { "=> " }));
     }
     bar
 }
@@ -202,7 +204,7 @@ fn write_files(out: &Path, results: &Results) -> Result<PathBuf> {
         Err(e) => {
             // A new folder: names in a folder for everybody could be links that somebody else put there.
             let folder = tempfile::Builder::new().prefix("usernic-demo-").tempdir()?.keep();
-            eprintln!("cannot write to {}: {e}", out.display());
+            note!("cannot write to {}: {e}", out.display());
             write(&folder).with_context(|| format!("cannot write to {} either", folder.display()))?;
             Ok(folder)
         }
@@ -307,6 +309,8 @@ impl<'a> Demo<'a> {
         Ok(Results {
             schema: "usernic.demo/1",
             version: env!("CARGO_PKG_VERSION"),
+            date: report::date(std::time::SystemTime::now()),
+            cpu: report::cpu(),
             kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
             cpus,
             containers,
@@ -323,6 +327,10 @@ impl<'a> Demo<'a> {
     fn step(&self, percent: u64, what: &str) {
         self.bar.set_position(percent);
         self.bar.set_message(what.to_owned());
+        // A terminal that cannot move its cursor has the steps as lines.
+        if self.bar.is_hidden() && std::io::stderr().is_terminal() {
+            note!("{percent:>3}%  {what}");
+        }
         tracing::info!("{what}");
     }
 

@@ -1,6 +1,7 @@
 //! What the demo found out, as a value, a table and JSON.
 
 use std::fmt::Write;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 
@@ -14,6 +15,10 @@ pub struct Results {
     pub schema: &'static str,
     /// The program's version.
     pub version: &'static str,
+    /// When it ran, in UTC.
+    pub date: String,
+    /// The processor's name.
+    pub cpu: String,
     /// The kernel's release.
     pub kernel: String,
     /// CPUs that the run could use.
@@ -100,6 +105,13 @@ pub struct Row {
     pub p99_ns: Option<Spread>,
     /// The same: 999 of 1000.
     pub p999_ns: Option<Spread>,
+}
+
+impl Row {
+    /// Frames lost, where they were counted.
+    pub fn lost(&self) -> Option<u64> {
+        self.pps_64.map(|_| self.lost)
+    }
 }
 
 /// A figure over the rounds.
@@ -229,6 +241,32 @@ impl Table {
     }
 }
 
+/// `2026-11-30 16:28 UTC`.
+pub fn date(at: SystemTime) -> String {
+    let seconds = at.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    let (minutes, days) = (seconds / 60 % 1440, seconds / 86_400);
+    // Days since 0000-03-01, in eras of 400 years: the leap day is a year's last.
+    let (era, day) = ((days + 719_468) / 146_097, (days + 719_468) % 146_097);
+    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153;
+    let (day, month) = (
+        day - (153 * month + 2) / 5 + 1,
+        if month < 10 { month + 3 } else { month - 9 },
+    );
+    let year = year + era * 400 + u64::from(month <= 2);
+    format!("{year}-{month:02}-{day:02} {:02}:{:02} UTC", minutes / 60, minutes % 60)
+}
+
+/// The processor's name, as /proc/cpuinfo has it, or the architecture's.
+pub fn cpu() -> String {
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = info
+        .lines()
+        .find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    name.map_or(std::env::consts::ARCH, |(_, name)| name.trim()).to_owned()
+}
+
 fn micros(ns: Option<Spread>) -> String {
     ns.map_or("-".into(), |s| format!("{:.2} us", s.median / 1e3))
 }
@@ -248,18 +286,36 @@ impl Results {
         if let Some(missing) = &self.missing {
             let _ = writeln!(out, "not measured: {missing}");
         }
-        // Above this, windows say more about the neighbours than about either path.
-        match self.waited.filter(|w| *w > 0.04) {
-            None => out.push_str(&self.verdict()),
-            Some(waited) => {
-                let _ = writeln!(
-                    out,
-                    "No comparison: the machine is busy, the switch waited for its CPU {:.0} % of the time. Run it again.",
-                    waited * 100.0
-                );
-            }
+        let conclusion = self.conclusion();
+        if !conclusion.is_empty() {
+            let _ = writeln!(out, "{conclusion}");
         }
         out
+    }
+
+    /// What the measurements say, in a sentence, or why they say nothing.
+    pub fn conclusion(&self) -> String {
+        // Above this, windows say more about the neighbours than about either path.
+        match self.waited.filter(|w| *w > 0.04) {
+            None => self.verdict(),
+            Some(waited) => format!(
+                "No comparison: the machine is busy, the switch waited for its CPU {:.0} % of the time. Run it again.",
+                waited * 100.0
+            ),
+        }
+    }
+
+    /// How it was measured, in a sentence.
+    pub fn method(&self) -> String {
+        format!(
+            "Measured in alternation, {} rounds of {} ms, medians; two busy threads on {}",
+            self.rounds,
+            self.window_ms,
+            match self.cpus.len() {
+                0 | 1 => "ONE core, which makes these figures worthless".to_owned(),
+                _ => format!("two cores (CPU {} and {})", self.cpus[1], self.cpus[0]),
+            }
+        )
     }
 
     fn isolation_table(&self) -> Table {
@@ -339,15 +395,6 @@ impl Results {
     }
 
     fn measurement_table(&self) -> Table {
-        let title = format!(
-            "Measured in alternation, {} rounds of {} ms, medians; two busy threads on {}",
-            self.rounds,
-            self.window_ms,
-            match self.cpus.len() {
-                0 | 1 => "ONE core, which makes these figures worthless".to_owned(),
-                _ => format!("two cores (CPU {} and {})", self.cpus[1], self.cpus[0]),
-            }
-        );
         let headings = [
             "path",
             "64 B",
@@ -358,16 +405,12 @@ impl Results {
             "rtt p99",
             "rtt p99.9",
         ];
-        let mut table = Table::new(title, &headings);
+        let mut table = Table::new(self.method(), &headings);
         for row in &self.rows {
             let bits = row
                 .pps_1514
                 .map_or("-".into(), |s| format!("{}b/s", scaled(s.median * 1514.0 * 8.0)));
-            let lost = if row.pps_64.is_some() {
-                row.lost.to_string()
-            } else {
-                "-".into()
-            };
+            let lost = row.lost().map_or("-".into(), |lost| lost.to_string());
             table.row(vec![
                 row.name.to_owned(),
                 pps(row.pps_64),
@@ -394,7 +437,7 @@ impl Results {
             .fold(f64::INFINITY, f64::min);
         match (ours.pps_64, ours.p50_ns) {
             (Some(rate), Some(time)) if best_rate > 0.0 && best_time.is_finite() => format!(
-                "Against the best of the kernel's: {:.1} times the frames, {:.1} times the round trips.\n",
+                "Against the best of the kernel's: {:.1} times the frames, {:.1} times the round trips.",
                 rate.median / best_rate,
                 best_time / time.median
             ),
@@ -444,6 +487,8 @@ pub(super) mod tests {
         Results {
             schema: "usernic.demo/1",
             version: "0",
+            date: date(std::time::UNIX_EPOCH),
+            cpu: "Made-up CPU & more".into(),
             kernel: "6".into(),
             cpus: vec![0, 1],
             containers: vec![container],
@@ -471,6 +516,19 @@ pub(super) mod tests {
             waited: Some(0.01),
             missing: None,
             seconds: 1.0,
+        }
+    }
+
+    #[test]
+    fn dates() {
+        for (seconds, text) in [
+            (0, "1970-01-01 00:00 UTC"),
+            (951_782_399, "2000-02-28 23:59 UTC"),
+            (951_782_400, "2000-02-29 00:00 UTC"),
+            (1_709_251_199, "2024-02-29 23:59 UTC"),
+            (4_102_444_799, "2099-12-31 23:59 UTC"),
+        ] {
+            assert_eq!(date(UNIX_EPOCH + std::time::Duration::from_secs(seconds)), text);
         }
     }
 

@@ -173,6 +173,8 @@ pub struct Counts {
     pub packets: u64,
     pub bytes: u64,
     pub errors: u64,
+    pub runts: u64,
+    pub oversize: u64,
     pub filtered: u64,
     pub empty: u64,
     pub chains: u64,
@@ -184,4 +186,4 @@ pub struct Counts {
 const _: () = assert!(size_of::<Region>() == 32 && size_of::<Piece>() == 16 && size_of::<Calls>() == 72);
 const _: () = assert!(size_of::<Info>() == 32 && size_of::<RxSetup>() == 32 && size_of::<TxSetup>() == 16);
 const _: () = assert!(size_of::<Offload>() == 12 && size_of::<Rss>() == 108);
-const _: () = assert!(size_of::<Config>() == 24 && size_of::<FilterSetup>() == 1296 && size_of::<Counts>() == 64);
+const _: () = assert!(size_of::<Config>() == 24 && size_of::<FilterSetup>() == 1296 && size_of::<Counts>() == 80);

@@ -195,16 +195,6 @@ pub unsafe extern "C" fn usernic_pmd_service(port: *mut c_void) -> i32 {
     unsafe { with(port, |port| Ok(port.service().into())) }
 }
 
-/// What to wait for.
-///
-/// # Safety
-/// It is a port, which nobody else uses during the call.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn usernic_pmd_fd(port: *mut c_void) -> i32 {
-    // SAFETY: by the caller.
-    unsafe { with(port, |port| Ok(port.fd().unwrap_or(-1))) }
-}
-
 /// Which frames to receive.
 ///
 /// # Safety

@@ -17,6 +17,7 @@ mod setup;
 mod socket;
 pub mod tx;
 mod vf;
+mod wake;
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may end so")]

@@ -82,10 +82,6 @@ impl Port {
         either!(self, port => port.service())
     }
 
-    pub(crate) fn fd(&self) -> Option<i32> {
-        either!(self, port => port.fd())
-    }
-
     pub(crate) fn set_filter(&mut self, setup: &FilterSetup) -> Outcome<()> {
         let filter = filter(setup);
         either!(self, port => port.set_filter(filter))
@@ -98,8 +94,10 @@ impl Port {
     /// Takes packets of so many bytes from now on.
     pub(crate) fn set_mtu(&mut self, mtu: u16) -> Outcome<()> {
         match self {
-            // Rings of virtio take what comes.
-            Port::Socket(_) => Ok(()),
+            Port::Socket(port) => {
+                port.set_mtu(mtu);
+                Ok(())
+            }
             Port::Vf(port) => port.set_mtu(mtu),
         }
     }

@@ -2,7 +2,7 @@
 //! for a device's; both take mbufs from a `Source` and look at frames with it.
 
 use std::ffi::c_void;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::ptr::NonNull;
 use std::sync::Arc;
 
 use usernic::filter::Filter;
@@ -13,9 +13,16 @@ use crate::abi::{self, Calls, RxSetup};
 use crate::counts::Counters;
 use crate::mbuf::{Mbuf, prefetch};
 use crate::vf;
+use crate::wake::Wake;
 
 /// Bytes of the virtio-net header before each frame (virtio 1.3, 5.1.6).
 pub(crate) const HEADER: usize = 12;
+
+/// Bytes of a frame at least, all of them in its first mbuf: its Ethernet header. Applications look at it unasked.
+pub(crate) const SHORTEST: u32 = 14;
+
+/// Bytes of a frame beyond its MTU: the Ethernet header and a VLAN tag, as `USERNIC_OVERHEAD` in C.
+const OVERHEAD: u32 = 18;
 
 /// Frames that are taken at a time.
 pub(crate) const CHUNK: usize = 64;
@@ -65,6 +72,8 @@ pub(crate) struct Source {
     shift: u32,
     pub(crate) headroom: u16,
     pub(crate) room: u32,
+    /// How much longer than [`SHORTEST`] a frame may be.
+    pub(crate) spread: u32,
     /// `RX_` bits: what C looks at in each frame.
     pub(crate) look: u32,
     pub(crate) filter: Option<Box<Filter>>,
@@ -84,10 +93,33 @@ impl Source {
             shift: setup.shift,
             headroom: setup.headroom,
             room: setup.room,
+            spread: 0,
             look: 0,
             filter: None,
             counters,
         }
+    }
+
+    /// Takes frames of packets of up to `mtu` bytes, as `rte_eth_dev_set_mtu` means it; `large`: of any length, since the
+    /// device may hand over several of a stream as one.
+    pub(crate) fn set_mtu(&mut self, mtu: u16, large: bool) {
+        self.spread = u32::from(if large { u16::MAX } else { mtu }) + OVERHEAD - SHORTEST;
+    }
+
+    /// Whether a frame's length is one of Ethernet's, and not beyond the MTU.
+    #[inline(always)]
+    pub(crate) fn fits(&self, len: u32) -> bool {
+        len.wrapping_sub(SHORTEST) <= self.spread
+    }
+
+    /// Counts a frame that does not [fit](Source::fits), or whose Ethernet header is not in its first mbuf.
+    pub(crate) fn misfit(&self, len: u32) {
+        let counter = match len {
+            ..SHORTEST => &self.counters.runts,
+            _ if !self.fits(len) => &self.counters.oversize,
+            _ => &self.counters.errors,
+        };
+        counter.add(1);
     }
 
     /// Has `post` take fresh mbufs while descriptors are free, of which `free` says how many; `post` says how many it took.
@@ -242,7 +274,9 @@ impl Rx {
     pub(crate) fn reset(&mut self) {
         let source = &self.source;
         // SAFETY: a cookie of this ring.
-        self.ring.reset(|cookie| source.put_back(unsafe { Mbuf::of(cookie) }));
+        let back = |cookie| source.put_back(unsafe { Mbuf::of(cookie) });
+        // SAFETY: the back-end is gone, or has answered that it stopped the ring.
+        unsafe { self.ring.reset(back) };
         if let Some(partial) = self.partial.take() {
             // SAFETY: the frame is ours, chained as far as it came.
             unsafe { source.drop_frame(partial.frame) };
@@ -291,8 +325,12 @@ impl Rx {
             let mut lens = [0u32; CHUNK];
             let mut n = 0;
             let mut sum = 0u64;
+            let mut misfits = 0;
+            let spread = self.source.spread;
             self.ring.complete(most, |cookie, len| {
-                let len = len.wrapping_sub(HEADER as u32);
+                // A length that is too short wraps around, so that one comparison finds it, too.
+                let len = len.wrapping_sub(HEADER as u32 + SHORTEST);
+                misfits += usize::from(len > spread);
                 sum += u64::from(len);
                 // SAFETY: at most `most` come; a cookie of this ring.
                 unsafe {
@@ -305,14 +343,13 @@ impl Rx {
             if n == 0 {
                 break;
             }
-            // A length of less than a header wrapped around, and shows in the sum; so does one that is no mbuf's.
-            if sum >> 31 == 0 && !self.mergeable {
+            if misfits == 0 && !self.mergeable {
                 let (rearm, flags) = (self.source.rearm, self.source.flags);
                 for (at, &len) in lens[..n].iter().enumerate() {
                     // SAFETY: written above.
-                    unsafe { Mbuf::new(*to.add(at)) }.received(rearm, flags, len);
+                    unsafe { Mbuf::new(*to.add(at)) }.received(rearm, flags, len + SHORTEST);
                 }
-                bytes += sum;
+                bytes += sum + n as u64 * u64::from(SHORTEST);
                 received += n;
             } else {
                 // SAFETY: as above.
@@ -336,10 +373,12 @@ impl Rx {
             source.counters.packets.add(received as u64);
             source.counters.bytes.add(bytes);
         }
+        source.counters.publish(&self.ring);
         received
     }
 
-    /// Joins the segments of frames, and drops what is none; frames and their bytes. `lens` are without a header.
+    /// Joins the segments of frames, and drops what is none; frames and their bytes. `lens` are without a header and
+    /// without [`SHORTEST`].
     ///
     /// # Safety
     /// `to` has an mbuf for each length.
@@ -358,6 +397,7 @@ impl Rx {
         for (at, &len) in lens.iter().enumerate() {
             // SAFETY: by the caller.
             let mbuf = unsafe { Mbuf::new(*to.add(at)) };
+            let len = len.wrapping_add(SHORTEST);
             if let Some(partial) = &mut self.partial {
                 // What follows has a header's bytes of data at its beginning (virtio 1.3, 5.1.6.4): no header at all.
                 let whole = len.wrapping_add(HEADER as u32);
@@ -371,6 +411,13 @@ impl Rx {
                 }
                 let frame = partial.frame;
                 self.partial = None;
+                let len = frame.pkt_len();
+                if u32::from(frame.data_len()) < SHORTEST || !source.fits(len) {
+                    source.misfit(len);
+                    // SAFETY: ours, and whole.
+                    unsafe { source.drop_frame(frame) };
+                    continue;
+                }
                 source.counters.chains.add(1);
                 bytes += u64::from(frame.pkt_len());
                 // SAFETY: not beyond `at`.
@@ -386,8 +433,14 @@ impl Rx {
             } else {
                 1
             };
-            if len == 0 || len > source.room || pieces == 0 || usize::from(pieces) > self.ring.size() {
+            // A length of less than a header wrapped around.
+            if len > source.room || pieces == 0 || usize::from(pieces) > self.ring.size() {
                 source.counters.errors.add(1);
+                source.put_back(mbuf);
+                continue;
+            }
+            if pieces == 1 && !source.fits(len) {
+                source.misfit(len);
                 source.put_back(mbuf);
                 continue;
             }
@@ -408,11 +461,34 @@ impl Rx {
     }
 }
 
-/// What DPDK knows a receive queue by.
+/// What DPDK knows a queue by: memory of the C half's that begins so. Null while the port is stopped, when DPDK's calls
+/// still come.
+#[repr(C)]
+pub struct Handle {
+    pub(crate) running: Option<NonNull<c_void>>,
+}
+
+impl Handle {
+    /// The queue, if it runs.
+    ///
+    /// # Safety
+    /// `handle` is one, and what runs is a `T` that nobody else uses meanwhile.
+    #[inline(always)]
+    pub(crate) unsafe fn queue<'a, T>(handle: *mut c_void) -> Option<&'a mut T> {
+        // SAFETY: by the caller.
+        unsafe {
+            (*handle.cast::<Handle>())
+                .running
+                .map(|queue| queue.cast::<T>().as_mut())
+        }
+    }
+}
+
+/// A receive queue.
 pub(crate) struct RxQueue {
     data: Data,
     counters: Arc<Counters>,
-    call: Arc<OwnedFd>,
+    wake: Arc<Wake>,
 }
 
 /// The ring of it.
@@ -422,8 +498,17 @@ pub(crate) enum Data {
 }
 
 impl RxQueue {
-    pub(crate) fn new(data: Data, counters: Arc<Counters>, call: Arc<OwnedFd>) -> Self {
-        RxQueue { data, counters, call }
+    pub(crate) fn new(data: Data, counters: Arc<Counters>, wake: Arc<Wake>) -> Self {
+        RxQueue { data, counters, wake }
+    }
+
+    /// Makes a call as from inside a burst.
+    #[cfg(test)]
+    pub(crate) fn inside(&mut self, call: impl FnOnce()) -> bool {
+        match &mut self.data {
+            Data::Ring(data) => data.enter().map(|_inside| call()).is_some(),
+            Data::Vf(data) => data.enter().map(|_inside| call()).is_some(),
+        }
     }
 }
 
@@ -433,11 +518,13 @@ pub(crate) type Control = ControlSide<Rx>;
 /// Receives: `rte_eth_rx_burst`.
 ///
 /// # Safety
-/// The queue is one of a started port, and one thread's; `mbufs` has room for `count`.
+/// `queue` is a [`Handle`] of a receive queue, and one thread's; `mbufs` has room for `count`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn usernic_pmd_rx(queue: *mut c_void, mbufs: *mut *mut u8, count: u16) -> u16 {
     // SAFETY: by the caller.
-    let queue = unsafe { &mut *queue.cast::<RxQueue>() };
+    let Some(queue) = (unsafe { Handle::queue::<RxQueue>(queue) }) else {
+        return 0;
+    };
     let received = match &mut queue.data {
         Data::Ring(data) => data.enter().map(|mut rx| rx.burst(mbufs, count.into())),
         // SAFETY: by the caller.
@@ -456,14 +543,14 @@ pub unsafe extern "C" fn usernic_pmd_rx_counts(queue: *const c_void, out: *mut a
     unsafe { out.write((*queue.cast::<RxQueue>()).counters.get()) };
 }
 
-/// What is readable when frames have come that the queue was [armed](usernic_pmd_rx_arm) for.
+/// What is readable when frames have come that the queue was [armed](usernic_pmd_rx_arm) for. It is not to be read.
 ///
 /// # Safety
 /// The queue is one of a started port.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn usernic_pmd_rx_fd(queue: *const c_void) -> i32 {
     // SAFETY: by the caller.
-    unsafe { (*queue.cast::<RxQueue>()).call.as_raw_fd() }
+    unsafe { (*queue.cast::<RxQueue>()).wake.fd() }
 }
 
 /// Asks to be notified of frames, or not any more. 1: frames are there.
@@ -473,10 +560,11 @@ pub unsafe extern "C" fn usernic_pmd_rx_fd(queue: *const c_void) -> i32 {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn usernic_pmd_rx_arm(queue: *mut c_void, on: u8) -> i32 {
     // SAFETY: by the caller.
-    let queue = unsafe { &mut *queue.cast::<RxQueue>() };
+    let Some(queue) = (unsafe { Handle::queue::<RxQueue>(queue) }) else {
+        return 0;
+    };
     if on == 0 {
-        // It does not block; what it says is of no interest.
-        let _ = rustix::io::read(queue.call.as_fd(), &mut [0u8; 8]);
+        queue.wake.clear();
     }
     let there = match &mut queue.data {
         Data::Ring(data) => data.enter().is_some_and(|mut rx| rx.ring.set_notify(on != 0)),
@@ -484,22 +572,7 @@ pub unsafe extern "C" fn usernic_pmd_rx_arm(queue: *mut c_void, on: u8) -> i32 {
     };
     if there && on != 0 {
         // No notification comes for what is there: this stands for it.
-        let _ = rustix::io::write(queue.call.as_fd(), &1u64.to_ne_bytes());
+        queue.wake.signal();
     }
     i32::from(there)
-}
-
-/// Buffers that the other side may fill.
-///
-/// # Safety
-/// As [`usernic_pmd_rx`].
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn usernic_pmd_rx_posted(queue: *mut c_void) -> u32 {
-    // SAFETY: by the caller.
-    let queue = unsafe { &mut *queue.cast::<RxQueue>() };
-    let posted = match &mut queue.data {
-        Data::Ring(data) => data.enter().map(|rx| rx.ring.in_flight()),
-        Data::Vf(data) => data.enter().map(|rx| rx.posted()),
-    };
-    posted.unwrap_or(0) as u32
 }

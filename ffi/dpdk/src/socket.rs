@@ -5,7 +5,7 @@
 //! the rings begin anew, and the mbufs that were in them go back to their pools.
 
 use std::ffi::c_void;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,15 +14,19 @@ use rustix::event::{EventfdFlags, eventfd};
 use usernic::filter::Filter;
 use usernic::gate;
 use usernic::spec::PortSpec;
-use usernic::vhost_user::{self, FrontendSession, Listener, RingSetup};
+use usernic::vhost_user::{self, Candidates, FrontendSession, RingSetup};
 use virtio_ring::any::Layout;
-use virtio_ring::{Features, Options, packed};
+use virtio_ring::{Features, Options};
 
 use crate::abi::{Calls, Config, Info, RX_VLAN_STRIP, RxSetup, TxSetup};
 use crate::counts::Counters;
 use crate::rx::{self, Rx, RxQueue, Source};
 use crate::setup::{Fault, Outcome, Plan, borrow, negotiate, regions, ring, too_many};
 use crate::tx::{self, Sink, Tx, TxQueue};
+use crate::wake::Wake;
+
+/// NET_GUEST_TSO4 and NET_GUEST_TSO6 of a configuration: DPDK's large receive offload.
+const GUEST_TSO: u64 = (Features::NET_GUEST_TSO4.bits()) | (Features::NET_GUEST_TSO6.bits());
 
 /// A pair of rings, and where they are.
 struct Pair {
@@ -32,9 +36,23 @@ struct Pair {
     queues: (Box<RxQueue>, Box<TxQueue>),
     kicks: [Arc<OwnedFd>; 2],
     calls: [Arc<OwnedFd>; 2],
+    wake: Arc<Wake>,
     /// Of the receive and of the transmit ring.
     layouts: [Layout; 2],
     blocks: [NonNull<u8>; 2],
+}
+
+impl Pair {
+    /// Lets the application's thread receive, and wakes it: what it armed before or meanwhile may be forgotten.
+    fn open_rx(&mut self) {
+        self.rx.open();
+        self.wake.signal();
+    }
+
+    fn open(&mut self) {
+        self.open_rx();
+        self.tx.open();
+    }
 }
 
 /// A port that is started.
@@ -47,7 +65,7 @@ struct Running {
 pub(crate) struct Port {
     spec: PortSpec,
     calls: &'static Calls,
-    listener: Option<Listener>,
+    listener: Option<Candidates>,
     session: Option<FrontendSession>,
     offered: Option<vhost_user::Offered>,
     running: Option<Running>,
@@ -62,6 +80,8 @@ unsafe impl Send for Port {}
 impl Port {
     /// Connects, or listens.
     pub(crate) fn open(spec: PortSpec, calls: &'static Calls) -> Outcome<Self> {
+        // What kicks go by, before a thread that polls needs it.
+        usernic::notify::prepare()?;
         let mut port = Port {
             listener: None,
             session: None,
@@ -73,7 +93,8 @@ impl Port {
             spec,
         };
         if port.spec.reversed {
-            port.listener = Some(Listener::bind_for(&port.spec.path, port.spec.access)?);
+            let (path, access) = (&port.spec.path, port.spec.access);
+            port.listener = Some(Candidates::bind(path, access, port.timeout())?);
         } else {
             let mut session = FrontendSession::connect(&port.spec.path, port.timeout())?;
             port.offered = Some(session.offer()?);
@@ -146,17 +167,23 @@ impl Port {
         }
         self.running = Some(Running { config: *config, pairs });
         self.use_extras(config.extras.into());
-        if self.session.is_none() {
-            self.find()?;
+        if self.session.is_none() && self.listener.is_some() {
+            // Whoever connects and will not do is no reason not to start.
+            self.service();
+            return Ok(());
         }
-        if self.session.is_some()
-            && let Err(fault) = self.bring_up()
-        {
+        let up = match &mut self.session {
+            Some(session) => {
+                session.begin();
+                self.bring_up()
+            }
+            None => self.find(),
+        };
+        if up.is_err() {
             self.take_down();
             self.stop();
-            return Err(fault);
         }
-        Ok(())
+        up
     }
 
     /// # Safety
@@ -188,6 +215,7 @@ impl Port {
         let source = Source::new(rx, port, self.calls, Arc::clone(&counters[0]));
         let sink = Sink::new(tx, self.calls, Arc::clone(&counters[1]));
         let receive = Rx::new(rx_ring, rx, source);
+        let wake = Arc::new(Wake::new(Arc::clone(&calls[0]))?);
         // SAFETY: the plan has room for the slots.
         let send = unsafe { Tx::new(tx_ring, tx, slots.as_ptr(), sink) };
         let (rx_data, rx) = gate::pair(receive);
@@ -197,21 +225,18 @@ impl Port {
             rx,
             tx,
             queues: (
-                Box::new(RxQueue::new(
-                    rx::Data::Ring(rx_data),
-                    rx_counters,
-                    Arc::clone(&calls[0]),
-                )),
+                Box::new(RxQueue::new(rx::Data::Ring(rx_data), rx_counters, Arc::clone(&wake))),
                 Box::new(TxQueue::new(tx::Data::Ring(tx_data), tx_counters)),
             ),
             kicks,
             calls,
+            wake,
             layouts,
             blocks,
         })
     }
 
-    /// Negotiates with the back-end that is there, and starts all rings.
+    /// Negotiates with the back-end that is there, and starts all rings: the end of an operation of the session's.
     fn bring_up(&mut self) -> Outcome<()> {
         let (Some(session), Some(offered)) = (&mut self.session, self.offered) else {
             return Ok(());
@@ -222,7 +247,12 @@ impl Port {
         let features = negotiate(&self.spec, &running.config, &offered)?;
         let options = Options::from_features(features);
         let mergeable = features.contains(Features::NET_MRG_RXBUF);
+        let mtu = running.config.mtu;
+        let large = running.config.features & GUEST_TSO != 0;
         for pair in &mut running.pairs {
+            // First of all: a thread that polls the ring that was there would take the initial state of a packed ring for
+            // buffers that were used.
+            let (receive, send) = (pair.rx.close(), pair.tx.close());
             // SAFETY: the gates are closed, and the rings that were on this memory are replaced; no device is on it: the
             // session has not started.
             let (rx, tx) = unsafe {
@@ -231,8 +261,9 @@ impl Port {
                     ring(pair.layouts[1], pair.blocks[1], options, &pair.kicks[1])?,
                 )
             };
-            pair.rx.close().replace(rx, mergeable);
-            pair.tx.close().replace(tx, options.indirect);
+            receive.source.set_mtu(mtu, large);
+            receive.replace(rx, mergeable);
+            send.replace(tx, options.indirect);
         }
         let regions = regions(self.calls, true)?;
         let shared = borrow(&regions);
@@ -244,10 +275,7 @@ impl Port {
                 let [desc, avail, used] = layout.areas().map(|area| at + area as u64);
                 setups.push(RingSetup {
                     num: layout.size(),
-                    base: match layout {
-                        Layout::Split(_) => 0,
-                        Layout::Packed(_) => packed::Base::START.encode(),
-                    },
+                    base: layout.format().start_base(),
                     desc,
                     avail,
                     used,
@@ -260,11 +288,17 @@ impl Port {
             .start(features.bits(), &shared, &setups)
             .map_err(|e| too_many(e, regions.len()))?;
         if features.contains(Features::NET_MTU) {
-            session.set_mtu(running.config.mtu)?;
+            let mtu = running.config.mtu;
+            if !session.set_mtu(mtu)? {
+                tracing::warn!("the back-end refuses an MTU of {mtu}: larger frames than its own may be lost");
+            }
+        }
+        session.end();
+        if let Some(listener) = &mut self.listener {
+            listener.choose(session);
         }
         for pair in &mut running.pairs {
-            pair.rx.open();
-            pair.tx.open();
+            pair.open();
         }
         tracing::info!(path = %self.spec.path.display(), "link up: {features:?}, {} regions of memory", regions.len());
         Ok(())
@@ -278,8 +312,7 @@ impl Port {
             pair.rx.close().take_down();
             pair.tx.close().take_down();
             if was_open {
-                pair.rx.open();
-                pair.tx.open();
+                pair.open();
             }
         }
     }
@@ -308,6 +341,7 @@ impl Port {
         };
         let regions = regions(self.calls, true)?;
         let pairs = running.config.pairs;
+        session.begin();
         let mut replace = || {
             // Rings that are enabled may be looked at while the table is replaced; some back-ends do not stand that.
             session.enable(0, pairs)?;
@@ -317,6 +351,9 @@ impl Port {
         if let Err(error) = replace() {
             self.take_down();
             return Err(too_many(error, regions.len()));
+        }
+        if let Some(session) = &mut self.session {
+            session.end();
         }
         Ok(())
     }
@@ -332,8 +369,7 @@ impl Port {
             return false;
         }
         if self.session.is_none() {
-            let found = self.find().and_then(|()| self.bring_up());
-            if let Err(fault) = found {
+            if let Err(fault) = self.find() {
                 self.take_down();
                 // Once, not with every look.
                 if self.trouble != fault.text {
@@ -343,17 +379,17 @@ impl Port {
             } else if self.session.is_some() {
                 self.trouble.clear();
             }
+        } else if let Some(listener) = &mut self.listener {
+            listener.look_beside();
         }
         self.session.is_some()
     }
 
-    /// Accepts, or connects.
+    /// Connects, or takes a back-end that has connected, and starts all rings on it.
     fn find(&mut self) -> Outcome<()> {
         let timeout = self.timeout();
-        let found = match &self.listener {
-            Some(listener) => listener
-                .accept()?
-                .map(|stream| FrontendSession::new(stream, &self.spec.path, timeout)),
+        let found = match &mut self.listener {
+            Some(listener) => listener.answered()?,
             None => match FrontendSession::connect(&self.spec.path, timeout) {
                 Ok(session) => Some(session),
                 Err(vhost_user::Error::NoSocket { .. } | vhost_user::Error::NobodyListens { .. }) => None,
@@ -361,19 +397,13 @@ impl Port {
             },
         };
         if let Some(mut session) = found {
+            // All that is agreed on has one time limit.
+            session.begin();
             self.offered = Some(session.offer()?);
             self.session = Some(session);
+            self.bring_up()?;
         }
         Ok(())
-    }
-
-    /// What becomes readable when there is something to look after.
-    pub(crate) fn fd(&self) -> Option<i32> {
-        match (&self.session, &self.listener) {
-            (Some(session), _) => Some(session.as_fd().as_raw_fd()),
-            (None, Some(listener)) => Some(listener.as_fd().as_raw_fd()),
-            (None, None) => None,
-        }
     }
 
     /// What C is to look at in received frames.
@@ -407,12 +437,20 @@ impl Port {
         }
     }
 
+    /// Takes packets of so many bytes from now on.
+    pub(crate) fn set_mtu(&mut self, mtu: u16) {
+        let Some(running) = &mut self.running else { return };
+        running.config.mtu = mtu;
+        let large = running.config.features & GUEST_TSO != 0;
+        self.each_rx(|rx| rx.source.set_mtu(mtu, large));
+    }
+
     fn each_rx(&mut self, mut change: impl FnMut(&mut Rx)) {
         for pair in self.running.iter_mut().flat_map(|running| &mut running.pairs) {
             let was_open = pair.rx.is_open();
             change(pair.rx.close());
             if was_open {
-                pair.rx.open();
+                pair.open_rx();
             }
         }
     }

@@ -8,13 +8,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use usernic::{Burst, Port as OurPort};
 
+mod back_end;
 mod vf;
 
-use crate::abi::{Calls, Config, Offload, Piece, Region, RxSetup, TxSetup, offload};
+use crate::abi::{Calls, Config, Counts, Offload, Piece, Region, RxSetup, TxSetup, offload};
 use crate::mbuf::Mbuf;
 use crate::port::Port;
-use crate::rx::usernic_pmd_rx;
-use crate::tx::{usernic_pmd_tx, usernic_pmd_tx_clean};
+use crate::rx::{Handle, usernic_pmd_rx, usernic_pmd_rx_counts};
+use crate::tx::{usernic_pmd_tx, usernic_pmd_tx_clean, usernic_pmd_tx_counts};
 
 /// Bytes of an mbuf with its buffer, as a pktmbuf pool lays them out.
 const MBUF: usize = 128;
@@ -97,15 +98,37 @@ unsafe extern "C" fn put(_: *mut c_void, mbufs: *mut *mut u8, count: u32) {
     }
 }
 
+/// Where an mbuf of these tests has the next one of its frame.
+const NEXT: usize = 64;
+/// `nb_segs`.
+const SEGMENTS: usize = 20;
+/// `pkt_len`.
+const LENGTH: usize = 36;
+
 unsafe extern "C" fn release(mbuf: *mut u8) {
-    with(|pool| {
-        assert!(!pool.free.contains(&(mbuf as usize)), "an mbuf came back twice");
-        pool.free.push(mbuf as usize);
-    });
+    let mut next = mbuf;
+    // SAFETY: an mbuf, whose segments `append` has chained.
+    for _ in 0..unsafe { mbuf.add(SEGMENTS).cast::<u16>().read() } {
+        let mbuf = next;
+        with(|pool| {
+            assert!(!pool.free.contains(&(mbuf as usize)), "an mbuf came back twice");
+            pool.free.push(mbuf as usize);
+        });
+        // SAFETY: as above.
+        unsafe {
+            next = mbuf.add(NEXT).cast::<*mut u8>().read();
+            mbuf.add(SEGMENTS).cast::<u16>().write(1);
+        }
+    }
 }
 
-unsafe extern "C" fn append(_: *mut u8, _: *mut u8, _: *mut u8) {
-    unreachable!("no frame has several mbufs here");
+unsafe extern "C" fn append(frame: *mut u8, last: *mut u8, segment: *mut u8) {
+    // SAFETY: all three are mbufs.
+    unsafe {
+        last.add(NEXT).cast::<*mut u8>().write(segment);
+        *frame.add(SEGMENTS).cast::<u16>() += 1;
+        *frame.add(LENGTH).cast::<u32>() += u32::from(Mbuf::new(segment).data_len());
+    }
 }
 
 unsafe extern "C" fn received(_: *mut u8, _: *const u8, _: u32) -> i32 {
@@ -171,11 +194,50 @@ static CALLS: Calls = Calls {
     log,
 };
 
+/// What DPDK knows the queues of a started port by.
+struct Handles(Box<[Handle; 2]>);
+
+impl Handles {
+    fn new(queues: [*mut c_void; 2]) -> Self {
+        let handle = |queue| Handle {
+            running: NonNull::new(queue),
+        };
+        Handles(Box::new(queues.map(handle)))
+    }
+
+    fn of(&self, which: usize) -> *mut c_void {
+        (&raw const self.0[which]).cast_mut().cast()
+    }
+
+    fn rx(&self) -> *mut c_void {
+        self.of(0)
+    }
+
+    fn tx(&self) -> *mut c_void {
+        self.of(1)
+    }
+
+    fn tx_counts(&self) -> Counts {
+        let mut counts = Counts::default();
+        let queue = self.0[1].running.expect("a queue").as_ptr();
+        // SAFETY: the queue is of a started port.
+        unsafe { usernic_pmd_tx_counts(queue, &mut counts) };
+        counts
+    }
+
+    fn counts(&self) -> Counts {
+        let mut counts = Counts::default();
+        let queue = self.0[0].running.expect("a queue").as_ptr();
+        // SAFETY: the queue is of a started port.
+        unsafe { usernic_pmd_rx_counts(queue, &mut counts) };
+        counts
+    }
+}
+
 /// A started port and its far end.
 struct Pair {
     port: Port,
-    rx: *mut c_void,
-    tx: *mut c_void,
+    queues: Handles,
 }
 
 /// RTE_MBUF_F_TX_VLAN.
@@ -215,9 +277,12 @@ fn setups(fast_free: bool) -> (Config, RxSetup, TxSetup) {
 }
 
 fn start(path: &std::path::Path, keys: &str, fast_free: bool) -> Pair {
+    start_as(path, keys, setups(fast_free))
+}
+
+fn start_as(path: &std::path::Path, keys: &str, (config, rx, tx): (Config, RxSetup, TxSetup)) -> Pair {
     let text = format!("virtio-user,path={}{keys}", path.display());
     let mut port = Port::open(&text, &CALLS).expect("a port");
-    let (config, rx, tx) = setups(fast_free);
     assert!(port.memory(&config, &[rx], &[tx]).expect("a plan") <= RINGS);
     let memory = with(|pool| pool.memory);
     let mut queues = [std::ptr::null_mut(); 2];
@@ -225,8 +290,7 @@ fn start(path: &std::path::Path, keys: &str, fast_free: bool) -> Pair {
     unsafe { port.start(&config, &[rx], &[tx], memory, &mut queues) }.expect("a start");
     Pair {
         port,
-        rx: queues[0],
-        tx: queues[1],
+        queues: Handles::new(queues),
     }
 }
 
@@ -260,7 +324,11 @@ fn no_mbuf_is_lost() {
                         data.write_bytes(turn as u8, 60 + index);
                     }
                     let headers = mbufs.map(|mbuf| (Mbuf::new(mbuf).address() - 12) as *const [u8; 12]);
-                    assert_eq!(usernic_pmd_tx(pair.tx, mbufs.as_mut_ptr(), 32), 32, "turn {turn}");
+                    assert_eq!(
+                        usernic_pmd_tx(pair.queues.tx(), mbufs.as_mut_ptr(), 32),
+                        32,
+                        "turn {turn}"
+                    );
                     for header in headers {
                         assert_eq!(header.read(), [0; 12], "a header that asks for nothing");
                     }
@@ -276,7 +344,7 @@ fn no_mbuf_is_lost() {
                 while count < 32 {
                     // SAFETY: as above.
                     unsafe {
-                        let n = usernic_pmd_rx(pair.rx, mbufs.as_mut_ptr(), 32);
+                        let n = usernic_pmd_rx(pair.queues.rx(), mbufs.as_mut_ptr(), 32);
                         for &mbuf in &mbufs[..n.into()] {
                             let frame = Mbuf::new(mbuf);
                             assert_eq!(frame.pkt_len(), 60 + count, "turn {turn}");
@@ -293,12 +361,12 @@ fn no_mbuf_is_lost() {
                 while pair.port.service() {}
                 // SAFETY: as above: nothing is sent, and nothing comes.
                 unsafe {
-                    assert_eq!(usernic_pmd_tx(pair.tx, mbufs.as_mut_ptr(), 32), 0);
-                    assert_eq!(usernic_pmd_rx(pair.rx, mbufs.as_mut_ptr(), 32), 0);
+                    assert_eq!(usernic_pmd_tx(pair.queues.tx(), mbufs.as_mut_ptr(), 32), 0);
+                    assert_eq!(usernic_pmd_rx(pair.queues.rx(), mbufs.as_mut_ptr(), 32), 0);
                 }
             } else {
                 // SAFETY: as above.
-                unsafe { usernic_pmd_tx_clean(pair.tx, 0) };
+                unsafe { usernic_pmd_tx_clean(pair.queues.tx(), 0) };
             }
             pair.port.stop();
             assert_eq!(with(|pool| pool.free.len()), COUNT, "{keys} {gone}");

@@ -12,7 +12,7 @@ use virtio_ring::{Segment, Table};
 use crate::abi::{self, Calls, Piece, TxSetup};
 use crate::counts::Counters;
 use crate::mbuf::{ATTACHED, Mbuf};
-use crate::rx::{CHUNK, HEADER};
+use crate::rx::{CHUNK, HEADER, Handle};
 use crate::vf;
 
 /// Bytes of a header of its own, apart from its frame, up to a multiple of a descriptor.
@@ -211,7 +211,9 @@ impl Tx {
     pub(crate) fn reset(&mut self) {
         let sink = &self.sink;
         // SAFETY: a cookie of this ring.
-        self.ring.reset(|cookie| sink.drop_frame(unsafe { Mbuf::of(cookie) }));
+        let back = |cookie| sink.drop_frame(unsafe { Mbuf::of(cookie) });
+        // SAFETY: the back-end is gone, or has answered that it stopped the ring.
+        unsafe { self.ring.reset(back) };
         self.sink.chained = false;
     }
 
@@ -267,6 +269,7 @@ impl Tx {
             self.sink.counters.packets.add((sent - dropped) as u64);
             self.sink.counters.bytes.add(bytes);
         }
+        self.sink.counters.publish(&self.ring);
         sent
     }
 
@@ -310,7 +313,8 @@ impl Tx {
             // SAFETY: it is nobody else's while the frame is in flight: see above.
             unsafe { self.ring.send_indirect(table, &segments[..n], mbuf.cookie()) }
         } else {
-            self.ring.send_segments(&segments[..n], mbuf.cookie())
+            // SAFETY: the mbuf's own segments, which are the ring's until its cookie comes back.
+            unsafe { self.ring.send_segments(&segments[..n], mbuf.cookie()) }
         };
         match fits {
             Ok(true) => {
@@ -328,7 +332,7 @@ impl Tx {
     }
 }
 
-/// What DPDK knows a transmit queue by.
+/// A transmit queue.
 pub(crate) struct TxQueue {
     data: Data,
     counters: Arc<Counters>,
@@ -361,11 +365,13 @@ pub(crate) type Control = ControlSide<Tx>;
 /// Sends: `rte_eth_tx_burst`.
 ///
 /// # Safety
-/// The queue is one of a started port, and one thread's; `mbufs` has `count` frames.
+/// `queue` is a [`Handle`] of a transmit queue, and one thread's; `mbufs` has `count` frames.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn usernic_pmd_tx(queue: *mut c_void, mbufs: *mut *mut u8, count: u16) -> u16 {
     // SAFETY: by the caller.
-    let queue = unsafe { &mut *queue.cast::<TxQueue>() };
+    let Some(queue) = (unsafe { Handle::queue::<TxQueue>(queue) }) else {
+        return 0;
+    };
     let sent = match &mut queue.data {
         Data::Ring(data) => data.enter().map(|mut tx| tx.burst(mbufs, count.into())),
         // SAFETY: by the caller.
@@ -391,7 +397,9 @@ pub unsafe extern "C" fn usernic_pmd_tx_counts(queue: *const c_void, out: *mut a
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn usernic_pmd_tx_clean(queue: *mut c_void, most: u32) -> i32 {
     // SAFETY: by the caller.
-    let queue = unsafe { &mut *queue.cast::<TxQueue>() };
+    let Some(queue) = (unsafe { Handle::queue::<TxQueue>(queue) }) else {
+        return 0;
+    };
     let most = if most == 0 { usize::MAX } else { most as usize };
     let mut freed = 0;
     loop {
@@ -401,19 +409,4 @@ pub unsafe extern "C" fn usernic_pmd_tx_clean(queue: *mut c_void, most: u32) -> 
             return freed as i32;
         }
     }
-}
-
-/// Descriptors in use.
-///
-/// # Safety
-/// As [`usernic_pmd_tx`].
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn usernic_pmd_tx_used(queue: *mut c_void) -> u32 {
-    // SAFETY: by the caller.
-    let queue = unsafe { &mut *queue.cast::<TxQueue>() };
-    let used = match &mut queue.data {
-        Data::Ring(data) => data.enter().map(|tx| tx.ring.size() - tx.ring.free()),
-        Data::Vf(data) => data.enter().map(|tx| tx.used()),
-    };
-    used.unwrap_or(0) as u32
 }

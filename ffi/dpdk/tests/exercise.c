@@ -15,6 +15,7 @@
 #include <rte_ethdev.h>
 #include <rte_malloc.h>
 #include <rte_mbuf.h>
+#include <rte_version.h>
 
 #define PORT 0
 #define COUNT 2047
@@ -186,6 +187,7 @@ static void shared(void)
 	static volatile int freed;
 	uint32_t length, of, i;
 
+	conf.rxmode.mtu = 2000;
 	start(&conf, 1);
 	for (i = 0; i < 300; i++) {
 		length = 60 + i * 4;
@@ -263,7 +265,10 @@ static void shared(void)
 
 		DONE(rte_eth_stats_get(PORT, &stats));
 		CHECK(stats.oerrors == 1 && stats.imissed == 0 && stats.ierrors == 0);
-		CHECK(stats.q_opackets[0] == stats.opackets && stats.ibytes > 0);
+		CHECK(stats.ibytes > 0);
+#if RTE_VERSION < RTE_VERSION_NUM(25, 11, 0, 0)
+		CHECK(stats.q_opackets[0] == stats.opackets);
+#endif
 		DONE(rte_eth_stats_reset(PORT));
 		DONE(rte_eth_stats_get(PORT, &stats));
 		CHECK(stats.opackets == 0 && stats.ibytes == 0 && stats.oerrors == 0);
@@ -280,10 +285,17 @@ static void interrupts(void)
 
 	start(&conf, 1);
 	there_and_back(pool, 100);
-	DONE(rte_eth_dev_rx_intr_ctl_q(PORT, 0, RTE_EPOLL_PER_THREAD, RTE_INTR_EVENT_ADD, NULL));
 	for (i = 0; i < 200; i++) {
 		struct rte_mbuf *frame;
 
+		if (i == 100) {
+			/* What was waited for is gone with the queues, and those that are new take its place. */
+			DONE(rte_eth_dev_stop(PORT));
+			DONE(rte_eth_dev_start(PORT));
+			there_and_back(pool, 100);
+		}
+		if (i % 100 == 0)
+			DONE(rte_eth_dev_rx_intr_ctl_q(PORT, 0, RTE_EPOLL_PER_THREAD, RTE_INTR_EVENT_ADD, NULL));
 		send_frame(frame_of(pool, 60 + i));
 		DONE(rte_eth_dev_rx_intr_enable(PORT, 0));
 		if (rte_eth_rx_burst(PORT, 0, &frame, 1) == 0) {
@@ -400,8 +412,10 @@ static void calls(void)
 	address.addr_bytes[4] = 99;
 	CHECK(rte_eth_dev_mac_addr_add(PORT, &address, 0) == -ENOSPC);
 	there_and_back(pool, 700);
-	/* Down and up, with what was configured. */
+	/* Down and up, with what was configured. Calls for queues that do not run are harmless. */
 	DONE(rte_eth_dev_stop(PORT));
+	CHECK(rte_eth_tx_done_cleanup(PORT, 0, 0) == 0);
+	CHECK(rte_eth_dev_rx_intr_enable(PORT, 0) < 0 && rte_eth_dev_rx_intr_disable(PORT, 0) < 0);
 	DONE(rte_eth_dev_start(PORT));
 	there_and_back(pool, 701);
 	nothing_lost();

@@ -86,13 +86,13 @@ pub fn attach(host: &Host, device: &str, options: &Options) -> Result<Attached, 
         })
     };
     if noiommu {
-        let mapper = NoIommu::new(host, Group::open(host, group, true)?)?;
+        let mapper = NoIommu::new(host, Group::open(host, group)?)?;
         let device = mapper.group().device(name)?;
         return attached(device, Space::new(host, mapper, options.width));
     }
     let cdev = || by_iommufd(host, device, name, group, options);
     let container = || {
-        let mapper = Type1::new(host, Group::open(host, group, false)?, name)?;
+        let mapper = Type1::new(host, Group::open(host, group)?, name)?;
         let device = mapper.group().device(name)?;
         attached(device, Space::new(host, mapper, options.width))
     };
@@ -102,9 +102,7 @@ pub fn attach(host: &Host, device: &str, options: &Options) -> Result<Attached, 
         Interface::Auto => match node(host, device, name) {
             // A container may have been given one of the two.
             Ok(_) => cdev().or_else(|error| match error {
-                Error::NodeRefused { .. } | Error::NoNode { .. } if host.exists(format!("dev/vfio/{group}")) => {
-                    container()
-                }
+                Error::NodeRefused { .. } | Error::NoNode { .. } if host.exists(host.group_node(group)) => container(),
                 error => Err(error),
             }),
             Err(_) => container(),

@@ -60,6 +60,17 @@ impl Host {
         name.is_ok_and(|name| name.trim() == "vfio-noiommu")
     }
 
+    /// The path of a group's node: `/dev/vfio/7`, or `/dev/vfio/noiommu-7` in noiommu mode.
+    pub fn group_node(&self, group: u32) -> String {
+        let prefix = if self.is_noiommu(group) { "noiommu-" } else { "" };
+        format!("/dev/vfio/{prefix}{group}")
+    }
+
+    /// The number in the name of a group's node, in either mode.
+    pub fn group_of_node(name: &str) -> Option<u32> {
+        name.strip_prefix("noiommu-").unwrap_or(name).parse().ok()
+    }
+
     /// The devices of a group.
     pub fn group_members(&self, group: u32) -> Vec<Member> {
         let folder = format!("sys/kernel/iommu_groups/{group}/devices");
@@ -102,12 +113,11 @@ impl Group {
     ///
     /// # Errors
     /// Those of the node, [`Error::NotViable`].
-    pub fn open(host: &Host, number: u32, noiommu: bool) -> Result<Self, Error> {
-        let prefix = if noiommu { "noiommu-" } else { "" };
+    pub fn open(host: &Host, number: u32) -> Result<Self, Error> {
         let group = Group {
             host: host.clone(),
             number,
-            fd: host.open(format!("dev/vfio/{prefix}{number}"), MISSING)?,
+            fd: host.open(host.group_node(number), MISSING)?,
         };
         let mut status = vfio_group_status {
             argsz: size_of::<vfio_group_status>() as u32,

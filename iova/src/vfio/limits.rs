@@ -61,9 +61,11 @@ impl Memlock {
         let locked = field("VmLck:").and_then(|v| v.split_whitespace().next()?.parse::<u64>().ok());
         let capabilities = field("CapEff:").and_then(|v| u64::from_str_radix(v, 16).ok());
         // Only the capability in the first user namespace counts (`capable`, not `ns_capable`).
-        let first_namespace = host
-            .read("proc/self/uid_map")
-            .is_ok_and(|map| map.split_whitespace().eq(["0", "0", "4294967295"]));
+        // A kernel without user namespaces has one, and no such file.
+        let first_namespace = host.read("proc/self/uid_map").map_or_else(
+            |error| error.kind() == std::io::ErrorKind::NotFound,
+            |map| map.split_whitespace().eq(["0", "0", "4294967295"]),
+        );
         let exempt = first_namespace && capabilities.is_some_and(|c| c & (1 << CAP_IPC_LOCK) != 0);
         Memlock {
             limit: limit.filter(|_| !exempt),

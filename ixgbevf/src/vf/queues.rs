@@ -42,7 +42,8 @@ impl<R: Registers, D: Delay> Vf<R, D> {
     ///
     /// # Errors
     /// [`Error::PfReset`] before a reset; [`Error::QueueIndex`] for a queue that the PF did not give;
-    /// [`Error::NotDetached`]; [`Error::QueueTimeout`]; [`Error::Gone`].
+    /// [`Error::NotDetached`]; [`Error::QueueTimeout`]: the device was told of the queue's memory and may still begin to use
+    /// it, so that [`Vf::reset`] must come before the memory is used for something else; [`Error::Gone`].
     pub fn start_tx<Q: Registers, S: AsMut<[Slot]>>(&mut self, queue: &mut TxQueue<Q, S>) -> Result<(), Error> {
         self.check_standing()?;
         queue.check_unused()?;

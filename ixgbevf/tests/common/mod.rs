@@ -6,7 +6,10 @@ use std::collections::VecDeque;
 use std::ptr::NonNull;
 use std::rc::Rc;
 
-use ixgbevf::{Delay, Memory, Model, Registers, RxOptions, RxQueue, Slot, TxOptions, TxQueue, Vf, ring_len};
+use ixgbevf::{
+    Delay, Error, Memory, Model, Offload, Registers, RxOptions, RxQueue, Segment, Slot, TxOptions, TxQueue, Vf,
+    ring_len,
+};
 
 pub const VFCTRL: u32 = 0x0000;
 pub const VFSTATUS: u32 = 0x0008;
@@ -474,5 +477,48 @@ impl Random {
 
     pub fn one_in(&self, n: u64) -> bool {
         self.below(n) == 0
+    }
+}
+
+/// What the tests post need not be memory: their device is a script, which follows no address, and does not run while a
+/// queue detaches.
+pub trait Posting {
+    fn post_each(&mut self, buffers: impl IntoIterator<Item = (Segment, u64)>) -> usize;
+    fn detach(&mut self, each: impl FnMut(u64));
+}
+
+impl<R: Registers, S: AsMut<[Slot]>> Posting for RxQueue<R, S> {
+    fn post_each(&mut self, buffers: impl IntoIterator<Item = (Segment, u64)>) -> usize {
+        // SAFETY: nobody follows the addresses.
+        unsafe { self.add_each(buffers) }
+    }
+
+    fn detach(&mut self, each: impl FnMut(u64)) {
+        // SAFETY: there is no device but the script.
+        unsafe { self.detach_each(each) }
+    }
+}
+
+impl<R: Registers, S: AsMut<[Slot]>> Posting for TxQueue<R, S> {
+    fn post_each(&mut self, buffers: impl IntoIterator<Item = (Segment, u64)>) -> usize {
+        // SAFETY: nobody follows the addresses.
+        unsafe { self.add_each(buffers) }
+    }
+
+    fn detach(&mut self, each: impl FnMut(u64)) {
+        // SAFETY: there is no device but the script.
+        unsafe { self.detach_each(each) }
+    }
+}
+
+/// The same of a frame of several segments.
+pub trait PostingFrames {
+    fn post(&mut self, frame: &[Segment], offload: &Offload, cookie: u64) -> Result<(), Error>;
+}
+
+impl<R: Registers, S: AsMut<[Slot]>> PostingFrames for TxQueue<R, S> {
+    fn post(&mut self, frame: &[Segment], offload: &Offload, cookie: u64) -> Result<(), Error> {
+        // SAFETY: nobody follows the addresses.
+        unsafe { self.add(frame, offload, cookie) }
     }
 }

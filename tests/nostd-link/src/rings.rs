@@ -4,7 +4,6 @@ use core::cell::UnsafeCell;
 use core::ptr::NonNull;
 
 use virtio_ring::any::{Device, Driver, Format, Layout, Memory};
-use virtio_ring::packed::Base;
 use virtio_ring::{Chain, Direction, Options, Part, Segment, Slot, Translate};
 
 use crate::{Outcome, check};
@@ -64,17 +63,15 @@ fn exchange(seed: u64, format: Format) -> Outcome {
     // SAFETY: the memory is valid for ever, aligned, and used by this driver and the device below alone.
     let mut driver = unsafe { Driver::new(ring, SIZE, options, &mut slots[..]) }.map_err(|_| 23u8)?;
     let ring = memory(&layout).ok_or(24)?;
-    let base = match format {
-        Format::Split => 0,
-        Format::Packed => Base::START.encode(),
-    };
+    let base = format.start_base();
     // SAFETY: as above; this is the only device.
     let mut device = unsafe { Device::new(ring, SIZE, options, base) }.map_err(|_| 25u8)?;
     let mut chain = Chain::new([Part::default(); 8]);
     let mut sum = 0u64;
     for round in 0..ROUNDS {
         let buffers = (0..8u64).map(|i| (Segment { addr: i * 256, len: 64 }, seed.wrapping_add(round * 8 + i)));
-        check(driver.add_each(Direction::Writable, buffers) == 8, 26)?;
+        // SAFETY: places in BYTES, which live for ever and are looked at by the device below only.
+        check(unsafe { driver.add_each(Direction::Writable, buffers) } == 8, 26)?;
         driver.publish();
         let mut served = 0u8;
         while let Some(head) = device.pop(&Offsets, &mut chain).map_err(|_| 27u8)? {

@@ -34,7 +34,8 @@ use landlock::{
 pub use calls::{RUNNING, RUNNING_OLD, STARTING};
 pub use filter::calls;
 
-use crate::needs::Needs;
+use crate::memory::mounts::huge_mounts;
+use crate::needs::{Memory, Needs};
 use crate::spec::PortSpec;
 
 /// The newest rules that are asked for; an older kernel enforces those that it knows. With a later one, rules would be
@@ -103,20 +104,27 @@ impl Files {
     /// What this port needs: its socket's folder if it listens, its mount of hugetlbfs. A spec that cannot be opened
     /// needs nothing.
     #[must_use]
-    pub fn port(mut self, spec: &PortSpec) -> Self {
-        let Ok(needs) = Needs::of(spec) else { return self };
-        if needs.socket.listens {
+    pub fn port(self, spec: &PortSpec) -> Self {
+        self.port_below(Path::new("/"), spec)
+    }
+
+    fn port_below(mut self, root: &Path, spec: &PortSpec) -> Self {
+        if let Ok(needs) = Needs::of(spec)
+            && needs.socket.listens
+        {
             self.write.push(or_here(&needs.socket.folder));
         }
-        match needs.memory.mount {
-            Some(mount) => self.write.push(mount),
-            // Any mount may be chosen.
-            None if needs.memory.huge => {
-                let mounts = crate::memory::mounts::mounts(Path::new("/"));
-                let huge = mounts.into_iter().filter(|mount| mount.kind == "hugetlbfs");
-                self.write.extend(huge.map(|mount| mount.path));
+        // A virtual function's port has memory, too.
+        if let Ok(memory) = Memory::of(spec)
+            && memory.huge
+        {
+            match memory.mount {
+                Some(mount) => self.write.push(mount),
+                // Any mount may be chosen.
+                None => self
+                    .write
+                    .extend(huge_mounts(root, memory.bytes).into_iter().map(|m| m.path)),
             }
-            None => {}
         }
         self
     }
@@ -178,5 +186,36 @@ fn or_here(folder: &Path) -> PathBuf {
         PathBuf::from(".")
     } else {
         folder.to_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_mount_that_open_may_choose_is_let_in() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(root.path().join("proc/self")).unwrap();
+        let info = "31 20 0:27 / /dev/hugepages rw - hugetlbfs none rw,pagesize=2M,size=2M\n\
+                    32 20 0:28 / /mnt/huge rw - hugetlbfs none rw,pagesize=2M\n\
+                    33 20 0:29 / /mnt/ro ro - hugetlbfs none rw,pagesize=2M\n";
+        std::fs::write(root.path().join("proc/self/mountinfo"), info).unwrap();
+        let before = Files::new().write.len();
+        let written = |spec: &str| -> Vec<PathBuf> {
+            let files = Files::new().port_below(root.path(), &spec.parse().unwrap());
+            files.write[before..].to_vec()
+        };
+        let both = ["/dev/hugepages", "/mnt/huge"].map(PathBuf::from);
+        for spec in ["memory=hugetlbfs", "memory=auto"] {
+            assert_eq!(written(&format!("virtio-user,path=/r/s,{spec}")), both, "{spec}");
+            assert_eq!(written(&format!("vf,{spec}")), both, "{spec}");
+        }
+        assert_eq!(
+            written("virtio-user,path=/r/s,huge_dir=/mnt/huge"),
+            [PathBuf::from("/mnt/huge")]
+        );
+        assert_eq!(written("virtio-user,path=/r/s,memory=memfd"), Vec::<PathBuf>::new());
+        assert_eq!(written("vhost,path=/r/s"), [PathBuf::from("/r")]);
     }
 }

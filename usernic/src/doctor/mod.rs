@@ -23,8 +23,8 @@ mod system;
 mod tests;
 
 use crate::error::Error;
-use crate::needs::Needs;
-use crate::spec::PortSpec;
+use crate::needs::{Memory, Needs};
+use crate::spec::{Kind, PortSpec};
 use crate::vfio::Host;
 
 /// How bad it is.
@@ -109,7 +109,12 @@ impl Question {
 pub fn examine(host: &Host, question: &Question) -> Vec<Finding> {
     let process = Process::read(host);
     let mut question = question.clone();
-    if let Some(spec) = &question.spec {
+    if let Some(spec) = &mut question.spec {
+        // Paths are looked up below the host's root, not in the folder of this process.
+        for path in [Some(&mut spec.path), spec.huge_dir.as_mut()].into_iter().flatten() {
+            // An empty one is none.
+            *path = std::path::absolute(&*path).unwrap_or_default();
+        }
         question.cpus.extend(&spec.cpus);
         question.cpus.sort_unstable();
         question.cpus.dedup();
@@ -117,15 +122,19 @@ pub fn examine(host: &Host, question: &Question) -> Vec<Finding> {
     let question = &question;
     let mut all = system::examine(host, question);
     if let Some(spec) = &question.spec {
-        match Needs::of(spec) {
-            Ok(_) => {}
+        let needs = match spec.kind {
+            Kind::Vf => Memory::of(spec).map(drop),
+            _ => Needs::of(spec).map(drop),
+        };
+        match needs {
+            Ok(()) => {}
             // Told with the socket.
             Err(Error::VhostUser(_)) => {}
             Err(error) => all.push(Finding::fault("port", error.to_string(), "change the port spec")),
         }
         all.extend(socket::examine(host, spec, &process, question.quiet));
     }
-    all.extend(memory::examine(host, question));
+    all.extend(memory::examine(host, question, &process));
     all.extend(device::examine(host, question, &process));
     all.extend(cores::examine(host, question));
     all
@@ -136,9 +145,13 @@ struct Process {
     uid: u32,
     gid: u32,
     groups: Vec<u32>,
-    /// CAP_DAC_OVERRIDE.
-    overrides: bool,
+    /// CapEff, a bit each.
+    capabilities: u64,
 }
+
+/// `include/uapi/linux/capability.h`.
+const CAP_DAC_OVERRIDE: u32 = 1;
+const CAP_SYS_RAWIO: u32 = 17;
 
 impl Process {
     fn read(host: &Host) -> Self {
@@ -164,8 +177,12 @@ impl Process {
                 .split_whitespace()
                 .filter_map(|id| id.parse().ok())
                 .collect(),
-            overrides: capabilities & 1 << 1 != 0,
+            capabilities,
         }
+    }
+
+    fn has(&self, capability: u32) -> bool {
+        self.capabilities & 1 << capability != 0
     }
 
     /// Whether a file of this owner and mode grants `bits` of rwx. See path_resolution(7).
@@ -177,6 +194,6 @@ impl Process {
         } else {
             0
         };
-        self.overrides || mode >> shift & bits == bits
+        self.has(CAP_DAC_OVERRIDE) || mode >> shift & bits == bits
     }
 }

@@ -1,14 +1,14 @@
 //! The vhost-user socket and who is behind it.
 
-use std::io::ErrorKind;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use virtio_ring::Features;
 
-use super::{Finding, Process};
+use super::{Finding, Level, Process};
 use crate::needs::Needs;
 use crate::spec::{Kind, PortSpec};
 use crate::vfio::Host;
@@ -32,26 +32,52 @@ pub(super) fn examine(host: &Host, spec: &PortSpec, process: &Process, quiet: bo
         Err(_) => return Vec::new(),
     };
     if needs.socket.listens {
-        vec![listening(host, spec, &needs.socket.folder, process)]
+        vec![listening(host, spec, &needs.socket.folder, process, quiet)]
     } else {
         connecting(host, spec, process, quiet)
     }
 }
 
-fn listening(host: &Host, spec: &PortSpec, folder: &Path, process: &Process) -> Finding {
+/// Whether somebody listens there, without waiting: a listener that does not accept has a full backlog (unix(7)).
+fn probe(path: &Path) -> Result<(), Errno> {
+    let address = SocketAddrUnix::new(path)?;
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    match connect(&socket, &address) {
+        Err(Errno::AGAIN) => Ok(()),
+        result => result,
+    }
+}
+
+fn listening(host: &Host, spec: &PortSpec, folder: &Path, process: &Process, quiet: bool) -> Finding {
     let (path, real) = (spec.path.display(), host.path(&spec.path));
-    match UnixStream::connect(&real) {
-        Ok(_) => {
-            return Finding::fault(
-                "socket-in-use",
-                format!("somebody listens at {path} already"),
-                "end that program, or choose another path",
-            );
+    let there = std::fs::symlink_metadata(&real);
+    if there.as_ref().is_ok_and(|meta| !meta.file_type().is_socket()) {
+        return Finding::fault(
+            "not-a-socket",
+            format!("{path} is no socket, and stays"),
+            "remove it, or choose another path",
+        );
+    }
+    let mut good = Finding::ok("socket", format!("the port can listen at {path}"));
+    if there.is_ok() {
+        match (!quiet).then(|| probe(&real)) {
+            Some(Ok(())) => {
+                return Finding::fault(
+                    "socket-in-use",
+                    format!("somebody listens at {path} already"),
+                    "end that program, or choose another path",
+                );
+            }
+            Some(Err(Errno::CONNREFUSED)) => {
+                good = Finding::ok("stale-socket", format!("{path} is left over: the port will replace it"));
+            }
+            Some(Err(_)) => {}
+            None => {
+                let what = format!("{path} is there: if nobody listens at it, the port will replace it");
+                good = Finding::bad(Level::Note, "socket", what, "leave --no-connect out to have it tried");
+            }
         }
-        Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
-            return Finding::ok("stale-socket", format!("{path} is left over: the port will replace it"));
-        }
-        Err(_) => {}
     }
     let Ok(meta) = std::fs::metadata(host.path(folder)) else {
         return Finding::fault(
@@ -74,7 +100,7 @@ fn listening(host: &Host, spec: &PortSpec, folder: &Path, process: &Process) -> 
             format!("chown {} {}", process.uid, folder.display()),
         );
     }
-    Finding::ok("socket", format!("the port can listen at {path}"))
+    good
 }
 
 fn connecting(host: &Host, spec: &PortSpec, process: &Process, quiet: bool) -> Vec<Finding> {
@@ -113,8 +139,8 @@ fn connecting(host: &Host, spec: &PortSpec, process: &Process, quiet: bool) -> V
         )];
     }
     if spec.kind == Kind::Vhost || quiet {
-        return vec![match UnixStream::connect(&real) {
-            Err(error) if !quiet && error.kind() == ErrorKind::ConnectionRefused => stale(spec),
+        return vec![match (!quiet).then(|| probe(&real)) {
+            Some(Err(Errno::CONNREFUSED)) => stale(spec),
             _ => Finding::ok("socket", format!("{path} is there")),
         }];
     }

@@ -10,6 +10,7 @@ use crate::vfio::Host;
 pub(super) fn examine(host: &Host, question: &Question) -> Vec<Finding> {
     let mut all = vec![kernel(host)];
     all.extend(shm(host));
+    all.extend(aio(host));
     if host.path("") == std::path::Path::new("/") {
         all.extend(calls(question));
     }
@@ -70,6 +71,40 @@ fn shm(host: &Host) -> Option<Finding> {
     })
 }
 
+/// Contexts of asynchronous I/O: each process with ports takes one, for notifications.
+fn aio(host: &Host) -> Option<Finding> {
+    let number = |file: &str| {
+        host.read(format!("proc/sys/fs/{file}"))
+            .ok()?
+            .trim()
+            .parse::<u64>()
+            .ok()
+    };
+    let (used, most) = (number("aio-nr")?, number("aio-max-nr")?);
+    Some(if used >= most {
+        Finding::fault(
+            "aio-limit",
+            format!("{used} of {most} asynchronous requests are taken (fs.aio-nr, fs.aio-max-nr): a port needs one"),
+            format!("sysctl -w fs.aio-max-nr={} on the host", used.saturating_add(1024)),
+        )
+    } else {
+        Finding::ok("aio", format!("{used} of {most} asynchronous requests are taken"))
+    })
+}
+
+/// Makes a context of asynchronous I/O, and removes it.
+fn try_aio() -> Result<(), Errno> {
+    let mut context: libc::c_ulong = 0;
+    // SAFETY: io_setup(2) writes the context's number there and nothing else.
+    let made = unsafe { libc::syscall(libc::SYS_io_setup, 1, &raw mut context) };
+    if made < 0 {
+        return Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::NOSYS));
+    }
+    // SAFETY: the context is this function's, and has no requests.
+    unsafe { libc::syscall(libc::SYS_io_destroy, context) };
+    Ok(())
+}
+
 /// Tries what a port calls, each without effect.
 fn calls(question: &Question) -> Vec<Finding> {
     let numa = question.spec.as_ref().is_some_and(|spec| spec.numa.is_some());
@@ -100,6 +135,7 @@ fn calls(question: &Question) -> Vec<Finding> {
             Level::Fault,
             "notifications",
         ),
+        ("io_setup", try_aio(), Level::Fault, "notifications"),
         (
             "membarrier",
             // MEMBARRIER_CMD_QUERY.
@@ -133,7 +169,7 @@ fn calls(question: &Question) -> Vec<Finding> {
     if all.is_empty() {
         all.push(Finding::ok(
             "system-calls",
-            "memfd_create, eventfd2, membarrier and mbind are let through",
+            "memfd_create, eventfd2, io_setup, membarrier and mbind are let through",
         ));
     }
     all

@@ -36,6 +36,8 @@ impl Machine {
         machine.pool("2048", 64, 64);
         machine.write("sys/fs/cgroup/box/hugetlb.2MB.max", "8388608\n");
         machine.write("sys/fs/cgroup/box/hugetlb.2MB.current", "0\n");
+        machine.write("proc/sys/fs/aio-nr", "0\n");
+        machine.write("proc/sys/fs/aio-max-nr", "65536\n");
         for (cpu, sibling, node) in [(0, "0,2", 0), (1, "1,3", 1), (2, "0,2", 0), (3, "1,3", 1)] {
             let folder = format!("sys/devices/system/cpu/cpu{cpu}");
             machine.write(&format!("{folder}/topology/thread_siblings_list"), sibling);
@@ -72,8 +74,18 @@ impl Machine {
     }
 
     fn status(&self, identity: &str) {
-        let text = format!("Name:\tx\n{identity}CapEff:\t0000000000000000\nCpus_allowed_list:\t0-3\n");
+        self.capable(identity, 0);
+    }
+
+    fn capable(&self, identity: &str, capabilities: u64) {
+        let text = format!("Name:\tx\n{identity}CapEff:\t{capabilities:016x}\nCpus_allowed_list:\t0-3\n");
         self.write("proc/self/status", &text);
+    }
+
+    /// The memory that may be locked, soft and hard.
+    fn memlock(&self, bytes: &str) {
+        let text = format!("Max locked memory         {bytes:20} {bytes:20} bytes\n");
+        self.write("proc/self/limits", &text);
     }
 
     fn mounts(&self, huge: &str, options: &str, shm: &str) {
@@ -180,7 +192,6 @@ fn a_fit_machine_has_nothing_wrong() {
         "kernel",
         "back-end",
         "hugepages",
-        "mount",
         "cgroup",
         "device",
         "cpus",
@@ -246,6 +257,191 @@ fn memory() {
     );
 }
 
+/// `open` takes what the kernel makes on demand, if the spec insists on huge pages.
+#[test]
+fn pages_on_demand() {
+    let overcommit = |machine: &Machine, most: u64, surplus: u64| {
+        let folder = format!("{POOL}/hugepages-2048kB");
+        machine.write(&format!("{folder}/nr_overcommit_hugepages"), &format!("{most}\n"));
+        machine.write(&format!("{folder}/surplus_hugepages"), &format!("{surplus}\n"));
+    };
+    let machine = Machine::fit();
+    machine.pool("2048", 0, 0);
+    overcommit(&machine, 64, 0);
+    let good = |findings: Vec<Finding>| findings.iter().all(|f| f.level <= Level::Note);
+    assert!(good(machine.port(SPEC)), "{:#?}", machine.port(SPEC));
+    let auto = "virtio-user,path=/run/a/port.sock";
+    only(
+        machine.port(auto),
+        Level::Warning,
+        "few-hugepages",
+        &["64 more can be made", "pass memory=memfd-huge"],
+    );
+    machine.pool("2048", 64, 0);
+    overcommit(&machine, 64, 64);
+    only(machine.port(SPEC), Level::Fault, "no-hugepages", &["echo 1 >"]);
+    machine.pool("2048", 6, 1);
+    overcommit(&machine, 4, 3);
+    let larger = format!("{SPEC},mem=6M");
+    only(
+        machine.port(&larger),
+        Level::Fault,
+        "few-hugepages",
+        &["1 of 3 huge", "1 more can be made", "3 needed", "echo 4 >"],
+    );
+    // A node's own pages are what counts where the spec names one.
+    machine.pool("2048", 64, 64);
+    overcommit(&machine, 0, 0);
+    machine.write(
+        "sys/devices/system/node/node1/hugepages/hugepages-2048kB/free_hugepages",
+        "0\n",
+    );
+    let node = format!("{SPEC},numa=1");
+    only(
+        machine.port(&node),
+        Level::Fault,
+        "few-hugepages-on-node",
+        &["NUMA node 1 has 0"],
+    );
+}
+
+/// With memory=hugetlbfs `open` takes the first mount that has enough, the one that wastes least before others.
+#[test]
+fn any_mount_that_fits() {
+    let mounts = |machine: &Machine, lines: &[(&str, &str)]| {
+        let lines: Vec<String> = lines
+            .iter()
+            .map(|(path, options)| format!("31 20 0:27 / {path} rw - hugetlbfs none {options}\n"))
+            .collect();
+        machine.write("proc/self/mountinfo", &lines.concat());
+    };
+    let spec = "virtio-user,path=/run/a/port.sock,memory=hugetlbfs,mem=8M";
+    let at = |machine: &Machine, spec: &str| {
+        let all = machine.port(spec);
+        assert!(all.iter().all(|f| f.level <= Level::Note), "{all:#?}");
+        let mount = all.into_iter().find(|f| f.check == "mount").unwrap();
+        mount.what
+    };
+    let machine = Machine::fit();
+    mounts(
+        &machine,
+        &[
+            ("/mnt/1g", "rw,pagesize=1024M"),
+            ("/mnt/small", "rw,pagesize=2M,size=4M"),
+            ("/mnt/fits", "rw,pagesize=2M"),
+        ],
+    );
+    assert!(at(&machine, spec).contains("/mnt/fits"));
+    let named = format!("{spec},huge_dir=/mnt/small/below");
+    only(machine.port(&named), Level::Fault, "mount-too-small", &["/mnt/small"]);
+    let elsewhere = format!("{spec},huge_dir=/mnt/other");
+    only(
+        machine.port(&elsewhere),
+        Level::Fault,
+        "no-mount",
+        &["/mnt/other is not on"],
+    );
+    // A mount of another kind lies over it.
+    let info = std::fs::read_to_string(machine.path("proc/self/mountinfo")).unwrap();
+    machine.write(
+        "proc/self/mountinfo",
+        &(info.clone() + "40 31 0:30 / /mnt/fits/over rw - tmpfs none rw\n"),
+    );
+    let over = format!("{spec},huge_dir=/mnt/fits/over/x");
+    only(machine.port(&over), Level::Fault, "no-mount", &["/mnt/fits/over/x"]);
+    machine.write("proc/self/mountinfo", &info);
+    // One that this user may not write to is passed over.
+    machine.folder("mnt/fits", 0o755);
+    only(
+        machine.port(&format!("{spec},huge_dir=/mnt/fits")),
+        Level::Fault,
+        "mount-mode",
+        &["uid=65534"],
+    );
+    machine.folder("mnt/fits", 0o1777);
+    assert!(at(&machine, spec).contains("/mnt/fits"));
+    // No pages of 2 MiB, but one of 1 GiB.
+    machine.pool("2048", 0, 0);
+    machine.pool("1048576", 1, 1);
+    assert!(at(&machine, spec).contains("/mnt/1g"));
+}
+
+/// The limit is looked at together with what lifts it, and the port asked about is what is measured.
+#[test]
+fn locked_memory() {
+    const NOBODY: &str = "Uid:\t65534\t65534\t65534\t65534\nGid:\t65534\t65534\t65534\t65534\n";
+    let machine = Machine::fit();
+    let port = |keys: &str| format!("vf,pci={VF},memory=memfd{keys}");
+    let good = |spec: &str| {
+        let all = machine.port(spec);
+        assert!(all.iter().all(|f| f.level <= Level::Note), "{spec}: {all:#?}");
+        assert!(
+            all.iter().any(|f| f.check == "device"),
+            "{spec}: the device of the spec is looked at"
+        );
+    };
+    machine.memlock("4194304");
+    good(&port(",buffers=64,queue_size=64"));
+    only(
+        machine.port(&port(",buffers=65536")),
+        Level::Fault,
+        "memlock",
+        &["4194304 bytes"],
+    );
+    machine.memlock("unlimited");
+    good(&port(",buffers=65536"));
+    machine.memlock("65536");
+    only(machine.device(), Level::Fault, "memlock", &["65536 bytes"]);
+    machine.capable(NOBODY, 1 << 14);
+    good(&port(",buffers=65536"));
+    machine.write("proc/self/uid_map", "         0          0 4294967295\n");
+    good(&port(",buffers=65536"));
+    // In a namespace of its own the capability counts for nothing.
+    machine.write("proc/self/uid_map", "         0     100000      65536\n");
+    only(machine.port(&port("")), Level::Fault, "memlock", &[]);
+    // What is locked already is gone.
+    machine.memlock("8388608");
+    machine.write(
+        "proc/self/status",
+        &format!("{NOBODY}CapEff:\t0\nVmLck:\t    6144 kB\nCpus_allowed_list:\t0-3\n"),
+    );
+    only(
+        machine.port(&port(",buffers=4096")),
+        Level::Fault,
+        "memlock",
+        &["2097152 bytes"],
+    );
+}
+
+#[test]
+fn a_function_that_was_given_by_its_own_node() {
+    let machine = Machine::fit();
+    machine.remove("dev/vfio/31");
+    machine.write(&format!("sys/bus/pci/devices/{VF}/vfio-dev/vfio0/dev"), "511:0\n");
+    machine.node("dev/vfio/devices/vfio0", 0o666);
+    only(machine.device(), Level::Fault, "no-group-node", &["/dev/vfio/31"]);
+    machine.node("dev/iommu", 0o666);
+    assert!(
+        machine.device().iter().all(|f| f.level == Level::Ok),
+        "{:#?}",
+        machine.device()
+    );
+    let group = format!("vf,pci={VF},memory=memfd,interface=container");
+    only(machine.port(&group), Level::Fault, "no-group-node", &["/dev/vfio/31"]);
+}
+
+#[test]
+fn a_port_that_asks_for_noiommu() {
+    const ROOT: &str = "Uid:\t0\t0\t0\t0\nGid:\t0\t0\t0\t0\n";
+    let machine = Machine::fit();
+    machine.write("sys/kernel/iommu_groups/31/name", "vfio-noiommu\n");
+    machine.node("dev/vfio/noiommu-31", 0o666);
+    let spec = format!("vf,pci={VF},memory=memfd,noiommu=1");
+    only(machine.port(&spec), Level::Fault, "noiommu", &["CAP_SYS_RAWIO"]);
+    machine.capable(ROOT, 1 << 17);
+    only(machine.port(&spec), Level::Warning, "noiommu", &[]);
+}
+
 #[test]
 fn devices() {
     let machine = Machine::fit();
@@ -254,7 +450,7 @@ fn devices() {
         machine.device(),
         Level::Fault,
         "memlock",
-        &["65536 bytes", "ulimit -l 2048"],
+        &["65536 bytes", "ulimit -l 4096"],
     );
 
     let machine = Machine::fit();
@@ -395,6 +591,114 @@ fn sockets() {
         Level::Fault,
         "folder-mode",
         &["chown 4321 /run/b"],
+    );
+}
+
+/// A listener that nobody accepts at, and how many connections wait there.
+struct Counting(UnixListener);
+
+impl Counting {
+    fn at(machine: &Machine, path: &str) -> Self {
+        let _ = fs::remove_file(machine.path(path));
+        let listener = UnixListener::bind(machine.path(path)).unwrap();
+        fs::set_permissions(machine.path(path), fs::Permissions::from_mode(0o777)).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        Counting(listener)
+    }
+
+    fn connections(&self) -> usize {
+        std::iter::from_fn(|| self.0.accept().ok()).count()
+    }
+}
+
+#[test]
+fn without_connecting_nobody_is_connected_to() {
+    let mut machine = Machine::fit();
+    machine.back_end = None;
+    for spec in [
+        SPEC,
+        "virtio-user,path=/run/a/port.sock,server=1",
+        "vhost,path=/run/a/port.sock",
+        "vhost,path=/run/a/port.sock,client=1",
+    ] {
+        let listener = Counting::at(&machine, "run/a/port.sock");
+        let question = Question {
+            quiet: true,
+            ..Question::about(spec.parse().unwrap())
+        };
+        let all = machine.ask(&question);
+        assert_eq!(listener.connections(), 0, "{spec}");
+        assert!(all.iter().all(|f| f.level <= Level::Note), "{spec}: {all:#?}");
+        let _ = machine.ask(&Question::about(spec.parse().unwrap()));
+        assert_ne!(listener.connections(), 0, "{spec}: the listener counts");
+    }
+}
+
+/// A process that is stopped, or hostile, accepts nobody.
+#[test]
+fn a_listener_with_a_full_backlog_is_not_waited_for() {
+    let mut machine = Machine::fit();
+    machine.back_end = None;
+    let listener = Counting::at(&machine, "run/a/port.sock");
+    rustix::net::listen(&listener.0, 0).unwrap();
+    let _held: Vec<_> = std::iter::from_fn(|| {
+        let socket = rustix::net::socket_with(
+            rustix::net::AddressFamily::UNIX,
+            rustix::net::SocketType::STREAM,
+            rustix::net::SocketFlags::NONBLOCK,
+            None,
+        );
+        let socket = socket.unwrap();
+        let address = rustix::net::SocketAddrUnix::new(machine.path("run/a/port.sock")).unwrap();
+        rustix::net::connect(&socket, &address).ok().map(|()| socket)
+    })
+    .collect();
+    only(
+        machine.port("vhost,path=/run/a/port.sock"),
+        Level::Fault,
+        "socket-in-use",
+        &[],
+    );
+    let client = machine.port("vhost,path=/run/a/port.sock,client=1");
+    assert!(client.iter().all(|f| f.level <= Level::Note), "{client:#?}");
+    only(
+        machine.port(SPEC),
+        Level::Warning,
+        "silent-back-end",
+        &["one at a time"],
+    );
+}
+
+#[test]
+fn what_is_no_socket_is_not_replaced() {
+    let machine = Machine::fit();
+    machine.write("run/a/file", "");
+    symlink("/nowhere", machine.path("run/a/link")).unwrap();
+    for name in ["file", "link"] {
+        let spec = format!("vhost,path=/run/a/{name}");
+        only(machine.port(&spec), Level::Fault, "not-a-socket", &["no socket", name]);
+    }
+    // A socket that is left over in a folder where no other can be made.
+    drop(UnixListener::bind(machine.path("run/a/stale")).unwrap());
+    machine.folder("run/a", 0o755);
+    machine.status("Uid:\t4321\t4321\t4321\t4321\nGid:\t4321\t4321\t4321\t4321\n");
+    only(
+        machine.port("vhost,path=/run/a/stale"),
+        Level::Fault,
+        "folder-mode",
+        &["/run/a"],
+    );
+}
+
+#[test]
+fn asynchronous_requests_that_are_all_taken() {
+    let machine = Machine::fit();
+    machine.write("proc/sys/fs/aio-nr", "65536\n");
+    only(
+        machine.port(SPEC),
+        Level::Fault,
+        "aio-limit",
+        &["65536 of 65536", "sysctl -w fs.aio-max-nr="],
     );
 }
 

@@ -64,27 +64,35 @@ impl Default for Automatic {
 
 impl MemorySource for Automatic {
     fn allocate(&mut self, request: &Request<'_>) -> Result<Allocation, Error> {
+        self.check()?;
         match (self.kind, &self.huge_dir) {
             (MemoryKind::Auto, None) => self.any(request),
             (MemoryKind::Hugetlbfs, None) => self.mounted(request, |_| true),
             // A directory is a choice, too.
-            (MemoryKind::Auto | MemoryKind::Hugetlbfs, Some(dir)) => self.in_dir(request, dir),
+            (_, Some(dir)) => self.in_dir(request, dir),
             (MemoryKind::MemfdHuge, None) => self.memfd_huge(request),
             (MemoryKind::Memfd, None) => self.memfd(request),
-            (MemoryKind::MemfdHuge, Some(_)) => Err(Error::Contradiction { kind: "memfd-huge" }),
-            (MemoryKind::Memfd, Some(_)) => Err(Error::Contradiction { kind: "memfd" }),
         }
     }
 }
 
 impl Automatic {
+    /// An error if `memory=` and `huge_dir=` contradict each other, whatever the machine has.
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        match (self.kind, &self.huge_dir) {
+            (MemoryKind::MemfdHuge, Some(_)) => Err(Error::Contradiction { kind: "memfd-huge" }),
+            (MemoryKind::Memfd, Some(_)) => Err(Error::Contradiction { kind: "memfd" }),
+            _ => Ok(()),
+        }
+    }
+
     /// Huge pages if any are free, plain ones otherwise.
     ///
     /// A memfd before a mount: it is sealed, and no peer can truncate it. A mount can still have what a memfd has not:
     /// pages that its `min_size=` keeps.
     fn any(&self, request: &Request<'_>) -> Result<Allocation, Error> {
         let needed = pages(request.len, HUGE);
-        let why = if limits::free_pages(&self.root, HUGE) == Some(0) {
+        let why = if limits::Pool::read(&self.root, HUGE).is_some_and(|pool| pool.free == 0) {
             // Not worth the attempt. (Pages that the kernel would only make on demand, nr_overcommit_hugepages, are
             // for an explicit choice.)
             let limit = Limit::Pool { page: HUGE, free: 0 };
@@ -162,7 +170,7 @@ impl Automatic {
         let mut first = None;
         for mount in huge_mounts(&self.root, request.len)
             .iter()
-            .filter(|mount| fits(mount.page))
+            .filter(|mount| mount.page().is_some_and(&fits))
         {
             match self.in_dir(request, &mount.path) {
                 Err(error) => first = first.or(Some(error)),
@@ -254,7 +262,10 @@ impl Automatic {
                 });
             }
         }
-        if let Some(free) = limits::unpromised_pages(&self.root, page).filter(|free| *free < needed) {
+        if let Some(free) = limits::Pool::read(&self.root, page)
+            .map(|pool| pool.available())
+            .filter(|free| *free < needed)
+        {
             return Some(Limit::Pool { page, free });
         }
         let node = request.numa?;

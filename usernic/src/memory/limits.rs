@@ -36,26 +36,46 @@ fn pool(root: &Path, page: PageSize) -> PathBuf {
     root.join(format!("sys/kernel/mm/hugepages/hugepages-{}kB", page.bytes() >> 10))
 }
 
-/// Huge pages that the kernel has. `None`: it does not say.
-pub(crate) fn total_pages(root: &Path, page: PageSize) -> Option<u64> {
-    number(&pool(root, page).join("nr_hugepages"))
+/// A pool of huge pages as the kernel describes it ("Documentation/admin-guide/mm/hugetlbpage.rst").
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Pool {
+    /// Pages that are free, promised to somebody or not.
+    pub(crate) free: u64,
+    /// Pages of the pool that stay in it: what `nr_hugepages` was set to.
+    pub(crate) persistent: u64,
+    /// Pages that the kernel would still make on demand (`nr_overcommit_hugepages`).
+    pub(crate) on_demand: u64,
+    promised: u64,
 }
 
-/// Huge pages that the kernel has free, promised or not. `None`: it does not say.
-pub(super) fn free_pages(root: &Path, page: PageSize) -> Option<u64> {
-    number(&pool(root, page).join("free_hugepages"))
-}
+impl Pool {
+    /// The machine's pool. `None`: the kernel does not say.
+    pub(crate) fn read(root: &Path, page: PageSize) -> Option<Self> {
+        let pool = pool(root, page);
+        let get = |file: &str| number(&pool.join(file)).unwrap_or(0);
+        let surplus = get("surplus_hugepages");
+        // Gigantic pages are never made on demand.
+        let overcommit = if page.bytes() < PageSize::HUGE_1G.bytes() {
+            get("nr_overcommit_hugepages")
+        } else {
+            0
+        };
+        Some(Pool {
+            free: number(&pool.join("free_hugepages"))?,
+            persistent: get("nr_hugepages").saturating_sub(surplus),
+            on_demand: overcommit.saturating_sub(surplus),
+            promised: get("resv_hugepages"),
+        })
+    }
 
-/// Huge pages that are free and promised to nobody, and those that the kernel would still make.
-pub(crate) fn unpromised_pages(root: &Path, page: PageSize) -> Option<u64> {
-    let pool = pool(root, page);
-    let free = number(&pool.join("free_hugepages"))?;
-    let promised = number(&pool.join("resv_hugepages")).unwrap_or(0);
-    Some(free.saturating_sub(promised))
+    /// Pages that a new mapping can have.
+    pub(crate) fn available(&self) -> u64 {
+        self.free.saturating_add(self.on_demand).saturating_sub(self.promised)
+    }
 }
 
 /// Huge pages that are free on a NUMA node.
-pub(super) fn free_pages_on(root: &Path, page: PageSize, node: u32) -> Option<u64> {
+pub(crate) fn free_pages_on(root: &Path, page: PageSize, node: u32) -> Option<u64> {
     let kib = page.bytes() >> 10;
     number(&root.join(format!(
         "sys/devices/system/node/node{node}/hugepages/hugepages-{kib}kB/free_hugepages"
@@ -128,7 +148,11 @@ pub(crate) fn cgroup_limit(root: &Path, page: PageSize) -> Option<CgroupLimit> {
     for (dir, version) in cgroups(root, "hugetlb") {
         for (limit, usage) in if version == Version::One { v1 } else { v2 } {
             let path = dir.join(format!("hugetlb.{size}.{limit}"));
-            let Some(most) = number(&path) else { continue };
+            // Version 1 has no word for no limit: it says the largest number of bytes in whole pages.
+            let no_limit = i64::MAX as u64 & !(page.bytes() as u64 - 1);
+            let Some(most) = number(&path).filter(|most| *most < no_limit) else {
+                continue;
+            };
             let used = number(&dir.join(format!("hugetlb.{size}.{usage}"))).unwrap_or(0);
             let left = most.saturating_sub(used);
             if tightest.as_ref().is_none_or(|t| left < t.left) {
@@ -233,11 +257,33 @@ mod tests {
                 "7\n",
             ),
         ]);
-        assert_eq!(free_pages(root.path(), PAGE), Some(10));
-        assert_eq!(unpromised_pages(root.path(), PAGE), Some(6));
+        let pool = Pool::read(root.path(), PAGE).unwrap();
+        assert_eq!((pool.free, pool.available()), (10, 6));
         assert_eq!(free_pages_on(root.path(), PAGE, 1), Some(7));
         assert_eq!(free_pages_on(root.path(), PAGE, 0), None);
-        assert_eq!(free_pages(root.path(), PageSize::HUGE_1G), None);
+        assert_eq!(Pool::read(root.path(), PageSize::HUGE_1G), None);
+    }
+
+    #[test]
+    fn pages_that_the_kernel_makes_on_demand_are_available() {
+        for (nr, free, promised, overcommit, surplus, available, persistent) in [
+            (0, 0, 0, 64, 0, 64, 0),
+            (64, 0, 0, 64, 64, 0, 0),
+            (10, 4, 3, 8, 2, 7, 8),
+            (10, 0, 3, 2, 0, 0, 10),
+            (8, 8, 0, 0, 0, 8, 8),
+        ] {
+            let text = [nr, free, promised, overcommit, surplus].map(|n: u64| n.to_string());
+            let files = ["nr", "free", "resv", "nr_overcommit", "surplus"];
+            let paths = files.map(|file| format!("sys/kernel/mm/hugepages/hugepages-2048kB/{file}_hugepages"));
+            let both: Vec<(&str, &str)> = paths
+                .iter()
+                .map(String::as_str)
+                .zip(text.iter().map(String::as_str))
+                .collect();
+            let pool = Pool::read(root(&both).path(), PAGE).unwrap();
+            assert_eq!((pool.available(), pool.persistent), (available, persistent), "{text:?}");
+        }
     }
 
     #[test]
@@ -276,6 +322,23 @@ mod tests {
         let limit = cgroup_limit(root.path(), PAGE).unwrap();
         assert!(limit.path.ends_with("hugetlb/in/hugetlb.2MB.limit_in_bytes"));
         assert_eq!(limit.left, 0, "more in use than allowed");
+    }
+
+    #[test]
+    fn no_limit_of_version_1_is_none() {
+        let folder = "sys/fs/cgroup/hugetlb";
+        let root = root(&[
+            ("proc/self/cgroup", "4:hugetlb:/\n"),
+            (
+                "proc/self/mountinfo",
+                "30 20 0:26 / /sys/fs/cgroup/hugetlb rw - cgroup cgroup rw,hugetlb\n",
+            ),
+            (&format!("{folder}/hugetlb.2MB.limit_in_bytes"), "9223372036852678656\n"),
+            (&format!("{folder}/hugetlb.2MB.usage_in_bytes"), "0\n"),
+            (&format!("{folder}/hugetlb.1GB.limit_in_bytes"), "9223372035781033984\n"),
+        ]);
+        assert_eq!(cgroup_limit(root.path(), PAGE), None);
+        assert_eq!(cgroup_limit(root.path(), PageSize::HUGE_1G), None);
     }
 
     #[test]

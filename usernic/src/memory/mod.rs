@@ -77,3 +77,15 @@ pub trait MemorySource {
     /// [`Error`]; what was made until then is given back.
     fn allocate(&mut self, request: &Request<'_>) -> Result<Allocation, Error>;
 }
+
+/// Asks a source for memory, and looks at what it gives: a source is safe to write, and rings are put there.
+pub(crate) fn allocate(source: &mut dyn MemorySource, request: &Request<'_>) -> Result<Allocation, Error> {
+    let allocation = source.allocate(request)?;
+    let (given, asked) = (allocation.segment.len(), request.len);
+    if given < asked {
+        return Err(Error::source(format!(
+            "the memory source gave {given} bytes where {asked} were asked for"
+        )));
+    }
+    Ok(allocation)
+}

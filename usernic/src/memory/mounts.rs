@@ -105,28 +105,13 @@ pub(crate) fn mounts(root: &Path) -> Vec<Mount> {
     text.split(|&byte| byte == b'\n').filter_map(Mount::parse).collect()
 }
 
-/// A mount of hugetlbfs that may do.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct HugeMount {
-    pub(super) path: PathBuf,
-    pub(super) page: PageSize,
-}
-
 /// The mounts of hugetlbfs that are not read-only, those first that waste least on `len` bytes; among equals, that with
 /// the larger pages.
-pub(super) fn huge_mounts(root: &Path, len: usize) -> Vec<HugeMount> {
-    let mut found: Vec<_> = mounts(root)
-        .into_iter()
-        .filter(|mount| mount.kind == "hugetlbfs" && !mount.has("ro"))
-        .filter_map(|mount| {
-            Some(HugeMount {
-                page: mount.page()?,
-                path: mount.path,
-            })
-        })
-        .collect();
+pub(crate) fn huge_mounts(root: &Path, len: usize) -> Vec<Mount> {
+    let mut found = mounts(root);
+    found.retain(|mount| mount.kind == "hugetlbfs" && !mount.has("ro") && mount.page().is_some());
     found.sort_by_key(|mount| {
-        let page = mount.page.bytes();
+        let page = mount.page().unwrap_or(PageSize::BASE).bytes();
         (
             len.checked_next_multiple_of(page).unwrap_or(usize::MAX),
             std::cmp::Reverse(page),

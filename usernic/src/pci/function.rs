@@ -152,8 +152,7 @@ impl Function {
     pub fn nodes(&self, host: &Host) -> Vec<String> {
         let mut nodes = Vec::new();
         if let Some(group) = self.iommu_group {
-            let prefix = if self.noiommu { "noiommu-" } else { "" };
-            nodes.push(format!("/dev/vfio/{prefix}{group}"));
+            nodes.push(host.group_node(group));
         }
         let own = host.names(format!("{}/vfio-dev", self.address.sysfs()));
         nodes.extend(own.iter().map(|name| format!("/dev/vfio/devices/{name}")));

@@ -2,29 +2,31 @@
 
 mod control;
 mod net;
+mod serve;
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use hugemem::{PageSize, Segment};
 use rustix::event::epoll;
-use vhost_proto::{Event, MAX_RINGS, Offer, Outcome, ProtocolFeatures};
+use vhost_proto::{Event, F_PROTOCOL_FEATURES, MAX_RINGS, Outcome, ProtocolFeatures};
 use virtio_ring::any::{Device, Format, Layout, Memory};
 use virtio_ring::{Features, Options, Vectors, packed};
 
 use self::control::ControlRing;
 use self::net::Net;
+use self::serve::Control;
 use super::wish::{NO_DEVICE, Wish};
 use super::{Inner, Port, watch};
-use crate::error::Error;
+use crate::error::{Error, Tried};
 use crate::gate::{self, ControlSide};
 use crate::packet::Marks;
 use crate::pool::{Cache, Pool};
 use crate::queue::{BackPair, BackRing, Offloads, Parts, Side};
-use crate::regions::{MAX_REGIONS, Region, RegionError, Regions};
+use crate::regions::{Region, RegionError, Regions};
 use crate::spec::PortSpec;
-use crate::vhost_user::{BackendSession, Handler, Listener};
+use crate::vhost_user::{Handler, Listener, PeerFd};
 
 /// Buffers of a queue pair, unless the spec says otherwise: what the largest usual rings hold, and bursts in hand.
 const BUFFERS: u32 = 1024;
@@ -52,7 +54,8 @@ struct Ring {
     setup: Option<Setup>,
     kick: Option<OwnedFd>,
     call: Option<OwnedFd>,
-    enabled: bool,
+    /// As the front-end said last, since its rings were reset.
+    enabled: Option<bool>,
     /// A device is on it, in its pair.
     running: bool,
 }
@@ -81,8 +84,12 @@ struct Served {
     features: Features,
     net: Net,
     control: Option<ControlRing>,
+    /// The control queue's kick is its member, edge-triggered: nobody reads what the front-end can write.
+    kicks: OwnedFd,
+    /// The control queue has more commands than one turn took.
+    again: bool,
     /// The socket for our own requests.
-    channel: Option<OwnedFd>,
+    channel: Option<PeerFd>,
     /// The application wants the link up.
     wanted_up: bool,
 }
@@ -118,12 +125,17 @@ pub(super) fn open(spec: PortSpec) -> Result<Port, Error> {
         features: Features::empty(),
         net: Net::new(&inner.spec, inner.mac()),
         control: None,
+        kicks: epoll::create(epoll::CreateFlags::CLOEXEC).tried("epoll_create1(2)")?,
+        again: false,
         channel: None,
         wanted_up: true,
     };
     let control_ring = usize::from(has_control(&inner.spec));
     for index in 0..usize::from(queues) {
-        let (data, mut gate) = gate::pair(BackPair::new());
+        let mut pair = BackPair::new();
+        // The port's own: what a front-end says of its MTU is about frames that are sent to it.
+        pair.set_mtu(inner.spec.mtu);
+        let (data, mut gate) = gate::pair_with_waker(pair, inner.waker_of(index));
         gate.open();
         let epoll = Arc::new(inner.epoll_of(index)?);
         served.pairs.push(Pair {
@@ -142,11 +154,7 @@ pub(super) fn open(spec: PortSpec) -> Result<Port, Error> {
     served
         .rings
         .resize_with(served.rings.len() + control_ring, Ring::default);
-    let control = Control {
-        served,
-        listener,
-        session: None,
-    };
+    let control = Control::new(served, listener);
     let control = super::spawn(move || control.run())?;
     Ok(Port {
         inner,
@@ -177,97 +185,8 @@ pub(crate) fn vectors() -> Vectors {
     Vectors::NONE
 }
 
-/// What the control thread owns.
-struct Control {
-    served: Served,
-    listener: Option<Listener>,
-    session: Option<BackendSession>,
-}
-
-impl Control {
-    fn offer(&self) -> Offer {
-        let spec = &self.served.inner.spec;
-        let mut features = Features::VERSION_1 | Features::NET_MRG_RXBUF | Features::NET_MTU;
-        features |= spec.offloads();
-        let control = has_control(spec);
-        if control {
-            features |= Net::offer(spec);
-        }
-        features.set(Features::NET_MQ, spec.queues > 1);
-        features.set(Features::RING_PACKED, spec.packed);
-        features.set(Features::IN_ORDER, spec.in_order);
-        features.set(Features::RING_EVENT_IDX, spec.event_idx);
-        features.set(Features::RING_INDIRECT_DESC, spec.indirect);
-        Offer {
-            features: features.bits(),
-            protocol: PROTOCOL,
-            rings: 2 * spec.queues + u16::from(control),
-            queue_num: spec.queues,
-            mem_slots: MAX_REGIONS as u16,
-        }
-    }
-
-    fn run(mut self) {
-        let inner = Arc::clone(&self.served.inner);
-        let path = inner.spec.path.clone();
-        let mut next_try = Instant::now();
-        while !inner.stopped() {
-            while let Some((wish, answer)) = inner.wishes.next() {
-                // Who does not wait any more has his wish all the same.
-                let _ = answer.send(self.served.grant(wish));
-            }
-            if let Some(session) = &mut self.session {
-                // The SIGBUS guard tells nobody: look at it now and then.
-                let (kick, pause) = self.served.control_kick();
-                inner.sleep_on([Some(session.as_fd()), kick], Some(Instant::now() + pause));
-                if inner.stopped() {
-                    break;
-                }
-                let mut result = session.service(&mut self.served);
-                self.served.serve_control();
-                if result.is_ok() && self.served.memory.is_dead() {
-                    let what = "the front-end truncated a file of its memory".into();
-                    result = Err(crate::vhost_user::Error::Setup {
-                        path: path.clone(),
-                        what,
-                    });
-                }
-                self.served.update_link();
-                if let Err(error) = result {
-                    tracing::info!(path = %path.display(), "front-end gone: {error}");
-                    self.session = None;
-                    self.served.clear();
-                    next_try = Instant::now() + RETRY;
-                }
-                continue;
-            }
-            let listener = self.listener.as_ref().map(AsFd::as_fd);
-            let deadline = if listener.is_some() { None } else { Some(next_try) };
-            inner.sleep(listener, deadline);
-            if inner.stopped() {
-                break;
-            }
-            let timeout = Duration::from_millis(inner.spec.timeout_ms.into());
-            let found = match &self.listener {
-                Some(listener) => listener
-                    .accept()
-                    .map(|stream| stream.map(|stream| BackendSession::new(stream, &path, self.offer(), timeout))),
-                None => BackendSession::connect(&path, self.offer(), timeout).map(Some),
-            };
-            next_try = Instant::now() + RETRY;
-            match found {
-                Ok(session) => self.session = session,
-                Err(error) => tracing::debug!(path = %path.display(), "no front-end yet: {error}"),
-            }
-        }
-        inner.wishes.close();
-        self.session = None;
-        self.served.clear();
-    }
-}
-
 impl Handler for Served {
-    fn handle(&mut self, event: Event<OwnedFd>) -> Result<Outcome<'_>, String> {
+    fn handle(&mut self, event: Event<PeerFd>) -> Result<Outcome<'_>, String> {
         let done = |result: Result<(), RingError>| result.map(|()| Outcome::Done).map_err(|e| e.to_string());
         match event {
             Event::Features(bits) => {
@@ -275,9 +194,16 @@ impl Handler for Served {
                 if !features.contains(Features::VERSION_1) {
                     return Err(RingError::Legacy(bits).to_string());
                 }
-                if features != self.features {
-                    self.features = features;
+                let bit_30 = Features::from_bits_retain(F_PROTOCOL_FEATURES);
+                let changed = !(features ^ self.features).difference(bit_30).is_empty();
+                self.features = features;
+                if changed {
                     self.reset_net();
+                }
+                if !features.contains(bit_30) {
+                    for index in 0..self.rings.len() {
+                        self.enable(index, true);
+                    }
                 }
                 Ok(Outcome::Done)
             }
@@ -312,7 +238,11 @@ impl Handler for Served {
                     avail,
                     used,
                 });
-                ring.enabled = enabled;
+                ring.enabled = if enabled {
+                    Some(true)
+                } else {
+                    ring.enabled.filter(|on| !on)
+                };
                 done(self.run(index))
             }
             Event::RingStop(index) => {
@@ -321,7 +251,8 @@ impl Handler for Served {
                 done(self.set_kick(index, None))?;
                 let ring = &mut self.rings[index];
                 ring.call = None;
-                let base = base.or(ring.setup.map(|setup| setup.base)).unwrap_or(0);
+                let new = Format::from_features(self.features).start_base();
+                let base = base.or(ring.setup.map(|setup| setup.base)).unwrap_or(new);
                 ring.setup = None;
                 Ok(Outcome::Base(base))
             }
@@ -333,10 +264,7 @@ impl Handler for Served {
             Event::Status(status) => {
                 if status == 0 {
                     // A reset: rings stop, and are set up anew.
-                    for index in 0..self.rings.len() {
-                        self.halt(index);
-                        self.rings[index].setup = None;
-                    }
+                    self.reset_rings();
                     self.reset_net();
                 }
                 Ok(Outcome::Done)
@@ -346,11 +274,8 @@ impl Handler for Served {
                 Ok(Outcome::Done)
             }
             Event::Reset => {
-                for index in 0..self.rings.len() {
-                    self.halt(index);
-                    self.rings[index].setup = None;
-                    self.rings[index].enabled = false;
-                }
+                self.reset_rings();
+                self.features = Features::empty();
                 self.reset_net();
                 Ok(Outcome::Done)
             }
@@ -362,22 +287,16 @@ impl Handler for Served {
             // legacy ones (virtio 1.3, 5.1.4).
             Event::GetConfig { offset, size } => Ok(Outcome::Config(self.net.piece(offset, size).unwrap_or_default())),
             Event::SetConfig(..) => Ok(Outcome::Failed),
-            Event::BackendChannel(socket) => {
-                self.channel = Some(socket);
+            Event::BackendChannel(socket) if socket.is_unix_stream() => {
+                self.set_channel(Some(socket));
                 Ok(Outcome::Done)
             }
+            // The port works without.
+            Event::BackendChannel(_) => Ok(Outcome::Failed),
             // Nobody asks to be told of a broken ring.
             Event::RingErr(..) => Ok(Outcome::Done),
             other => Err(format!("{other:?} was not offered")),
         }
-    }
-}
-
-/// The base of a ring that nobody was on.
-fn new_base(format: Format) -> u32 {
-    match format {
-        Format::Split => 0,
-        Format::Packed => packed::Base::START.encode(),
     }
 }
 
@@ -396,18 +315,14 @@ unsafe fn found_base(parts: Memory, size: u16, options: Options, base: u32) -> R
         }
         Memory::Split(_) => return Ok(base),
     };
-    if options.in_order || packed::Base::decode(base) != packed::Base::START {
+    if packed::Base::decode(base) != packed::Base::START {
         return Ok(base);
     }
     // SAFETY: passed on.
-    let found = unsafe { packed::recover(ring, size)? };
-    if found.is_none() {
-        tracing::warn!("a packed ring does not tell where the back-end before this one left it");
-    }
-    Ok(found.map_or(base, packed::Base::encode))
+    Ok(unsafe { packed::recover(ring, size, options)? }.encode())
 }
 
-fn own(region: vhost_proto::Region, fd: OwnedFd) -> Region {
+fn own(region: vhost_proto::Region, fd: PeerFd) -> Region {
     let vhost_proto::Region {
         guest_addr,
         size,
@@ -427,18 +342,12 @@ impl Served {
     fn grant(&mut self, wish: Wish) -> Result<(), Error> {
         match wish {
             Wish::Filter(filter) => {
-                for pair in &mut self.pairs {
-                    let was_open = pair.gate.is_open();
-                    pair.gate.close().set_filter(filter.clone());
-                    if was_open {
-                        pair.gate.open();
-                    }
-                }
+                self.change_all(|pair| pair.set_filter(filter.clone()));
                 Ok(())
             }
             Wish::Link(up) => {
                 self.wanted_up = up;
-                self.enable_all();
+                (0..self.rings.len()).for_each(|index| self.allow(index));
                 if self.net.set_link(up) {
                     self.config_changed();
                 }
@@ -456,6 +365,17 @@ impl Served {
             Wish::Queues(_) => Err(Error::NotGranted {
                 why: "the port is a back-end",
             }),
+        }
+    }
+
+    /// Changes what the queue of a pair stands on; the gate wakes a thread that sleeps.
+    fn change<T>(&mut self, pair: usize, change: impl FnOnce(&mut BackPair) -> T) -> Option<T> {
+        Some(self.pairs.get_mut(pair)?.gate.change(change))
+    }
+
+    fn change_all(&mut self, mut change: impl FnMut(&mut BackPair)) {
+        for pair in 0..self.pairs.len() {
+            self.change(pair, &mut change);
         }
     }
 
@@ -500,14 +420,9 @@ impl Served {
                 self.run(index)?;
             }
         }
-        for pair in &mut self.pairs {
-            // Also where no ring runs: the old mappings are to go.
-            let was_open = pair.gate.is_open();
-            pair.gate.close().memory = Arc::clone(&self.memory);
-            if was_open {
-                pair.gate.open();
-            }
-        }
+        // Also where no ring runs: the old mappings are to go.
+        let memory = Arc::clone(&self.memory);
+        self.change_all(|pair| pair.memory = Arc::clone(&memory));
         drop(old);
         Ok(())
     }
@@ -542,6 +457,8 @@ impl Served {
         ];
         let parts = Memory::from_areas(format, areas);
         let options = Options::from_features(features);
+        // SAFETY: the parts are inside regions that are mapped.
+        let unused = unsafe { parts.is_unused(setup.size) };
         // SAFETY: the parts are inside regions that are mapped; no device of ours is on the ring: `running` was false.
         let base = unsafe { found_base(parts, setup.size, options, setup.base) };
         let base = base.map_err(|source| RingError::Ring { index, source })?;
@@ -551,31 +468,26 @@ impl Served {
         let device = device.map_err(|source| RingError::Ring { index, source })?;
         if is_control {
             ring.running = true;
-            self.control = Some(ControlRing::new(index, device, memory, call));
+            self.control = Some(ControlRing::new(index, device, memory, call, unused));
             return Ok(());
         }
-        let Some((pair, ring)) = self.pair_of(index) else {
-            return Ok(());
-        };
-        let value = pair.gate.close();
-        value.memory = memory;
-        value.mergeable = features.contains(Features::NET_MRG_RXBUF);
-        let mut device = device;
-        device.set_vectors(vectors);
-        value.long = features.contains(Features::NET_HASH_REPORT);
-        value.offloads = Offloads {
-            takes: Marks::guest(takes),
-            asks: Marks::host(features),
-        };
-        (value.admits, value.hasher) = (admits, hasher);
-        let mut started = BackRing::new(device, call, ring.enabled && wanted_up);
-        if base != new_base(format) {
-            // Who was on the ring before may have ended between using buffers and saying so.
-            started.notify();
-        }
-        *value.ring_mut(is_receive(index)) = Some(started);
         ring.running = true;
-        pair.gate.open();
+        let told = ring.enabled;
+        self.change(index / 2, move |pair| {
+            let mut device = device;
+            device.set_vectors(vectors);
+            pair.memory = memory;
+            pair.mergeable = features.contains(Features::NET_MRG_RXBUF);
+            pair.long = features.contains(Features::NET_HASH_REPORT);
+            pair.offloads = Offloads {
+                takes: Marks::guest(takes),
+                asks: Marks::host(features),
+            };
+            (pair.admits, pair.hasher) = (admits, hasher);
+            let mut ring = BackRing::new(device, call, unused);
+            allow(&mut ring, told, wanted_up);
+            *pair.ring_mut(is_receive(index)) = Some(ring);
+        });
         Ok(())
     }
 
@@ -586,62 +498,73 @@ impl Served {
             self.rings[index].running = false;
             return Some(control.base());
         }
-        let (pair, ring) = self.pair_of(index)?;
-        if !ring.running {
+        let (_, ring) = self.pair_of(index)?;
+        if !std::mem::take(&mut ring.running) {
             return None;
         }
-        ring.running = false;
-        let value = pair.gate.close();
-        value.publish_counts(&inner.counters[index / 2]);
-        let base = value.stop(is_receive(index));
-        pair.gate.open();
-        base
+        self.change(index / 2, |pair| {
+            pair.publish_counts(&inner.counters[index / 2]);
+            pair.stop(is_receive(index))
+        })?
+    }
+
+    /// Stops all rings. They go on only when they were set up anew.
+    fn reset_rings(&mut self) {
+        for index in 0..self.rings.len() {
+            self.halt(index);
+            let ring = &mut self.rings[index];
+            (ring.setup, ring.enabled) = (None, None);
+        }
     }
 
     fn enable(&mut self, index: usize, on: bool) {
-        let wanted_up = self.wanted_up;
         if let Some(ring) = self.rings.get_mut(index) {
-            ring.enabled = on;
+            ring.enabled = Some(on);
         }
-        if let Some((pair, _)) = self.pair_of(index) {
-            if let Some(running) = pair.gate.close().ring_mut(is_receive(index)) {
-                running.enabled = on && wanted_up;
+        self.allow(index);
+    }
+
+    /// Tells a ring that runs what the front-end and the application want.
+    fn allow(&mut self, index: usize) {
+        let (told, wanted_up) = (self.rings.get(index).and_then(|ring| ring.enabled), self.wanted_up);
+        self.change(index / 2, |pair| {
+            if let Some(running) = pair.ring_mut(is_receive(index)) {
+                allow(running, told, wanted_up);
             }
-            pair.gate.open();
-        }
+        });
     }
 
-    /// Enables what the front-end enabled, if the link is wanted up.
-    fn enable_all(&mut self) {
-        for index in 0..self.rings.len() {
-            self.enable(index, self.rings[index].enabled);
-        }
-    }
-
-    /// A new kick fd: what the queue sleeps on, if it is the front-end's transmit ring.
-    fn set_kick(&mut self, index: usize, kick: Option<OwnedFd>) -> Result<(), RingError> {
+    /// A new kick fd: what the queue sleeps on, if it is the front-end's transmit ring; or this thread, if it is the control
+    /// queue's.
+    fn set_kick(&mut self, index: usize, kick: Option<PeerFd>) -> Result<(), RingError> {
         let kick = kick.map(event_fd).transpose()?;
-        if self.is_control(index) {
-            self.rings[index].kick = kick;
-            return Ok(());
-        }
-        let Some((pair, ring)) = self.pair_of(index) else {
+        let is_control = self.is_control(index);
+        let Some(ring) = self.rings.get_mut(index) else {
             return Ok(());
         };
-        if !is_receive(index) {
-            if let Some(old) = &ring.kick {
-                // The front-end holds the same eventfd: closing ours would not take it out.
-                let _ = epoll::delete(&*pair.epoll, old);
-            }
-            if let Some(new) = &kick {
-                watch(&pair.epoll, new).map_err(|_| RingError::NotAnEvent)?;
-            }
+        let pair = self.pairs.get(index / 2).filter(|_| !is_receive(index));
+        if let Some(old) = &ring.kick {
+            // The front-end holds the same eventfd: closing ours would not take it out. Which queue is the control queue may
+            // have changed since it came.
+            let _ = epoll::delete(&self.kicks, old);
+            let _ = pair.map(|pair| epoll::delete(&*pair.epoll, old));
+        }
+        let epoll = match is_control {
+            true => Some(&self.kicks),
+            false => pair.map(|pair| &*pair.epoll),
+        };
+        if let (Some(new), Some(epoll)) = (&kick, epoll) {
+            watch(epoll, new).map_err(|_| RingError::NotAnEvent)?;
         }
         ring.kick = kick;
+        if !is_control {
+            // The front-end may have signalled the old one.
+            self.change(index / 2, |_| ());
+        }
         Ok(())
     }
 
-    fn set_call(&mut self, index: usize, call: Option<OwnedFd>) -> Result<(), RingError> {
+    fn set_call(&mut self, index: usize, call: Option<PeerFd>) -> Result<(), RingError> {
         let call = call.map(event_fd).transpose()?;
         let copy = call
             .as_ref()
@@ -656,14 +579,18 @@ impl Served {
             control.call = copy;
             return Ok(());
         }
-        let Some((pair, _)) = self.pair_of(index) else {
-            return Ok(());
-        };
-        if let Some(running) = pair.gate.close().ring_mut(is_receive(index)) {
-            running.call = copy;
-        }
-        pair.gate.open();
+        self.change(index / 2, |pair| {
+            if let Some(running) = pair.ring_mut(is_receive(index)) {
+                running.call = copy;
+            }
+        });
         Ok(())
+    }
+
+    fn set_channel(&mut self, channel: Option<PeerFd>) {
+        if let Some(old) = std::mem::replace(&mut self.channel, channel) {
+            old.close_connection();
+        }
     }
 
     /// Says what the link is now.
@@ -671,7 +598,7 @@ impl Served {
         let up = self
             .rings
             .chunks_exact(2)
-            .take_while(|pair| pair.iter().all(|ring| ring.running && ring.enabled))
+            .take_while(|pair| pair.iter().all(|ring| ring.running && ring.enabled == Some(true)))
             .count();
         let link = self.inner.link();
         // A driver with a control queue says there how many it uses; all its rings are enabled.
@@ -690,11 +617,10 @@ impl Served {
             self.rings[index] = Ring::default();
         }
         self.memory = Arc::default();
-        for pair in &mut self.pairs {
-            pair.gate.close().memory = Arc::default();
-        }
+        self.again = false;
+        self.change_all(|pair| pair.memory = Arc::default());
         self.features = Features::empty();
-        self.channel = None;
+        self.set_channel(None);
         self.reset_net();
         self.update_link();
     }
@@ -724,26 +650,23 @@ enum RingError {
     Legacy(u64),
 }
 
+/// What is done with a ring, by what the front-end said of it and by whether the application wants the link up.
+///
+/// "If ring is started but disabled, back-end must process the ring without causing any side effects": what a disabled ring
+/// transmits is discarded. Not so before the front-end has said anything: what is there then was sent to a back-end before
+/// this one, and a front-end that comes back enables its rings right after it started them.
+fn allow(ring: &mut BackRing, told: Option<bool>, wanted_up: bool) {
+    ring.enabled = told == Some(true) && wanted_up;
+    ring.discards = told == Some(false);
+}
+
 /// Of a pair the even virtqueue is the front-end's receive ring, the odd one its transmit ring (virtio 1.3, 5.1.2).
 fn is_receive(index: usize) -> bool {
     index.is_multiple_of(2)
 }
 
-/// Takes a descriptor as kick or call only if it is an eventfd, and makes it one that does not block: anything else
-/// could hold the thread that writes to it.
-fn event_fd(fd: OwnedFd) -> Result<OwnedFd, RingError> {
-    use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
-    use std::os::fd::AsRawFd;
-    let name = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()));
-    let eventfd = match name {
-        Ok(name) => name.as_os_str() == "anon_inode:[eventfd]",
-        // Without /proc: an eventfd has no file type, unlike pipes, sockets and files.
-        Err(_) => rustix::fs::fstat(&fd).is_ok_and(|stat| stat.st_mode & libc::S_IFMT == 0),
-    };
-    if !eventfd {
-        return Err(RingError::NotAnEvent);
-    }
-    let flags = fcntl_getfl(&fd).map_err(|_| RingError::NotAnEvent)?;
-    fcntl_setfl(&fd, flags | OFlags::NONBLOCK).map_err(|_| RingError::NotAnEvent)?;
-    Ok(fd)
+/// Takes a descriptor as kick or call only if it is an eventfd: anything else could hold the thread that signals it. Not even
+/// an eventfd is read or written here (see [`notify`](crate::notify)).
+fn event_fd(fd: PeerFd) -> Result<OwnedFd, RingError> {
+    fd.into_eventfd().map_err(|_| RingError::NotAnEvent)
 }

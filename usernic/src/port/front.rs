@@ -10,7 +10,7 @@ use hugemem::Segment;
 use hugemem::guard::Registration;
 use rustix::event::{EventfdFlags, eventfd};
 use virtio_ring::any::{Driver, Layout};
-use virtio_ring::{Features, Options, Slot, packed};
+use virtio_ring::{Features, Options, Slot};
 
 use self::control::Device;
 use super::plan::Plan;
@@ -24,7 +24,8 @@ use crate::packet::Marks;
 use crate::pool::{self, Cache, Pool};
 use crate::queue::{FrontPair, LONG_HEADER, NET_HEADER, Offloads, Parts, RawQueue, RawRing, Side};
 use crate::spec::{GUEST_OFFLOADS, HOST_OFFLOADS, PortSpec};
-use crate::vhost_user::{FrontendSession, Listener, Region, RingSetup};
+use crate::vhost_user::{self, Candidates, FrontendSession, Region, RingSetup};
+use crate::warnings::Warnings;
 
 /// First and longest wait before a lost back-end is looked for again.
 const RETRY: [Duration; 2] = [Duration::from_millis(20), Duration::from_secs(1)];
@@ -38,16 +39,26 @@ struct Control {
     pool: Arc<Pool>,
     layout: Layout,
     pairs: Vec<Pair>,
-    listener: Option<Listener>,
+    listener: Option<Candidates>,
     session: Option<FrontendSession>,
+    /// A back-end was there.
+    met: bool,
     /// Queue pairs that are used.
     active: u16,
     /// What the application lets in.
     filter: Option<Box<Filter>>,
     /// The back-end's network device.
     device: Device,
-    /// Where the ring of its control queue goes.
+    /// Where the ring of its control queue goes in an area.
     control_place: (Layout, usize),
+    /// Bytes of an area for rings; the one that is used begins at `area_at`.
+    area: usize,
+    area_at: usize,
+    /// A back-end was told of the rings that are there.
+    shown: bool,
+    /// Of back-ends that were lost, and of an MTU that one refused.
+    losses: Warnings,
+    refusals: Warnings,
 }
 
 struct Pair {
@@ -57,17 +68,17 @@ struct Pair {
     calls: [OwnedFd; 2],
 }
 
-pub(super) fn open(spec: PortSpec, memory: &mut dyn MemorySource) -> Result<Port, Error> {
+/// Opens a front-end. `now`: its back-end is there, or else that is an error.
+pub(super) fn open(spec: PortSpec, memory: &mut dyn MemorySource, now: bool) -> Result<Port, Error> {
     let plan = Plan::new(&spec)?;
     let server = spec.reversed;
     // The socket first: it is what is wrong most often, and costs nothing to find out.
     let timeout = Duration::from_millis(spec.timeout_ms.into());
-    let listener = if server {
-        Some(Listener::bind_for(&spec.path, spec.access)?)
-    } else {
-        None
+    let listener = match server {
+        true => Some(Candidates::bind(&spec.path, spec.access, timeout)?),
+        false => None,
     };
-    let session = if server {
+    let session = if server || !now {
         None
     } else {
         Some(FrontendSession::connect(&spec.path, timeout)?)
@@ -78,7 +89,7 @@ pub(super) fn open(spec: PortSpec, memory: &mut dyn MemorySource) -> Result<Port
         name: "usernic",
         numa: spec.numa,
     };
-    let allocation = memory.allocate(&request)?;
+    let allocation = crate::memory::allocate(memory, &request)?;
     let description = allocation.choice.to_string();
     let segment = Arc::new(allocation.segment);
     let (queues, room) = (spec.queues, spec.buffer_size);
@@ -92,7 +103,7 @@ pub(super) fn open(spec: PortSpec, memory: &mut dyn MemorySource) -> Result<Port
     )?;
     let inner = Arc::new(Inner::new(spec, queues)?);
     // SAFETY: the registration goes with `Control`, before the Arc of the segment that is in there too.
-    let guard = unsafe { segment.guard() }.ok();
+    let guard = Some(unsafe { segment.guard() }?);
 
     let mut control = Control {
         inner: Arc::clone(&inner),
@@ -102,11 +113,17 @@ pub(super) fn open(spec: PortSpec, memory: &mut dyn MemorySource) -> Result<Port
         pairs: Vec::new(),
         listener,
         session: None,
+        met: false,
         guard,
         active: queues,
         filter: None,
         device: Device::default(),
         control_place: (plan.control, plan.control_at),
+        area: plan.area,
+        area_at: 0,
+        shown: false,
+        losses: Warnings::default(),
+        refusals: Warnings::default(),
     };
     for index in 0..usize::from(queues) {
         let parts = control.add_pair(index)?;
@@ -171,8 +188,11 @@ impl Control {
         let flags = EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC;
         let event = || eventfd(0, flags).tried("eventfd(2)");
         let (kicks, calls) = ([Arc::new(event()?), Arc::new(event()?)], [event()?, event()?]);
-        let raw = self.rings(index, &kicks, Options::default(), NET_HEADER)?;
-        let (data, gate) = gate::pair(FrontPair::new(raw, Arc::clone(&self.segment), false));
+        // SAFETY: nobody drives these rings yet.
+        let raw = unsafe { self.rings(index, &kicks, Options::default(), NET_HEADER) }?;
+        let mut pair = FrontPair::new(raw, Arc::clone(&self.segment), false);
+        pair.set_mtu(self.inner.spec.mtu);
+        let (data, gate) = gate::pair_with_waker(pair, self.inner.waker_of(index));
         let epoll = self.inner.epoll_of(index)?;
         watch(&epoll, &calls[0])?;
         self.pairs.push(Pair { gate, kicks, calls });
@@ -185,8 +205,17 @@ impl Control {
         })
     }
 
+    /// Where a ring of a pair is in the segment.
+    fn ring_at(&self, index: usize, which: usize) -> usize {
+        self.area_at + (2 * index + which) * self.layout.block_len()
+    }
+
     /// The rings of a pair, in their initial state.
-    fn rings(
+    ///
+    /// # Safety
+    /// The pair's gate is closed, or there is none yet: the memory that the pair's rings are on now is written. They are
+    /// replaced by the new ones before the gate opens.
+    unsafe fn rings(
         &self,
         index: usize,
         kicks: &[Arc<OwnedFd>; 2],
@@ -196,13 +225,10 @@ impl Control {
         let ring = |which: usize| {
             let size = self.layout.size();
             let slots = vec![Slot::default(); usize::from(size)].into_boxed_slice();
-            // SAFETY: the plan has room for all rings at the segment's beginning; the mapping's base is page-aligned.
-            let memory = unsafe {
-                self.layout
-                    .place(self.segment.base().add((2 * index + which) * self.layout.block_len()))
-            };
-            // SAFETY: the segment stays mapped while the pair lives (it holds an Arc); no other driver is on this ring:
-            // one that was there before is replaced with the gate closed; no device is: the session is not up yet.
+            // SAFETY: the plan has room for all rings in either area; the mapping's base is page-aligned.
+            let memory = unsafe { self.layout.place(self.segment.base().add(self.ring_at(index, which))) };
+            // SAFETY: the segment stays mapped while the pair lives (it holds an Arc); no other driver uses this ring, by
+            // the caller; no device does: the session is not up yet.
             let driver = unsafe { Driver::new(memory, size, options, slots) };
             let driver = driver.map_err(|source| Error::Ring {
                 index: 2 * index + which,
@@ -216,8 +242,21 @@ impl Control {
         })
     }
 
-    /// Negotiates and starts all rings.
+    /// Negotiates and starts all rings, within one time limit.
     fn bring_up(&mut self, mut session: FrontendSession) -> Result<(), Error> {
+        session.begin();
+        session.stop_by(Some(Arc::clone(&self.inner.stopping)));
+        let result = self.set_up(&mut session);
+        if result.is_ok() {
+            session.end();
+            self.session = Some(session);
+            self.met = true;
+            self.inner.set_reason(None);
+        }
+        result
+    }
+
+    fn set_up(&mut self, session: &mut FrontendSession) -> Result<(), Error> {
         let spec = &self.inner.spec;
         let mut wanted = Features::VERSION_1 | Features::NET_MTU;
         wanted.set(Features::NET_MRG_RXBUF, spec.mergeable());
@@ -253,8 +292,12 @@ impl Control {
                 most: offer.queue_pairs,
             });
         }
-        let (device, more) = Device::look(&mut session, offered, spec)?;
+        let (device, more) = Device::look(session, offered, spec)?;
         let features = consistent((wanted | more) & offered);
+        if std::mem::take(&mut self.shown) {
+            // The other area: see `plan`.
+            self.area_at = self.area - self.area_at;
+        }
         self.make_control(features, device)?;
         let spec = &self.inner.spec;
         let options = Options::from_features(features);
@@ -270,7 +313,11 @@ impl Control {
 
         let mut rings = Vec::with_capacity(2 * self.pairs.len());
         for index in 0..self.pairs.len() {
-            let raw = self.rings(index, &self.pairs[index].kicks, options, header)?;
+            // The polling thread is out before its rings' memory changes. A packed ring in its initial state is full of used
+            // buffers for a driver in its second lap.
+            self.pairs[index].gate.close().reset();
+            // SAFETY: the gate is closed, and opens below, behind `replace`.
+            let raw = unsafe { self.rings(index, &self.pairs[index].kicks, options, header) }?;
             let pair = self.pairs[index].gate.close();
             pair.replace(raw, mergeable, offloads, header == LONG_HEADER);
             // Frames can come from the first moment on, whenever the application looks.
@@ -278,21 +325,20 @@ impl Control {
         }
         // What the old rings held is for the application's threads, not for this one to keep.
         pool::flush_this_thread();
+        self.shown = true;
         let base = self.segment.base().as_ptr() as u64;
-        let start = match self.layout {
-            Layout::Split(_) => 0,
-            Layout::Packed(_) => packed::Base::START.encode(),
-        };
+        let start = self.layout.format().start_base();
         for (index, pair) in self.pairs.iter().enumerate() {
             for which in 0..2 {
-                let at = base + ((2 * index + which) * self.layout.block_len()) as u64;
+                let at = base + self.ring_at(index, which) as u64;
                 let events = [pair.kicks[which].as_fd(), pair.calls[which].as_fd()];
                 rings.push(((2 * index + which) as u32, setup(self.layout, at, start, events)));
             }
         }
         if let Some(ring) = self.control_ring() {
             let (layout, at) = self.control_place;
-            rings.push((self.device.index, setup(layout, base + at as u64, start, ring.events())));
+            let at = base + (self.area_at + at) as u64;
+            rings.push((self.device.index, setup(layout, at, start, ring.events())));
         }
         let region = Region {
             guest_addr: base,
@@ -304,30 +350,55 @@ impl Control {
         session.start_rings(features.bits(), &[region], &rings)?;
         session.open_channel()?;
         if features.contains(Features::NET_MTU) {
-            session.set_mtu(spec.mtu)?;
+            let mtu = spec.mtu;
+            if !session.set_mtu(mtu)?
+                && let Some(more) = self.refusals.due()
+            {
+                let path = spec.path.display();
+                tracing::warn!(
+                    "{path}: the back-end refuses an MTU of {mtu}: larger frames than its own may be lost{more}"
+                );
+            }
         }
         let pairs = self.pairs.len() as u16;
         if self.control_ring().is_none() && self.active < pairs && !session.enable(self.active, pairs)? {
             self.active = pairs;
         }
-        self.introduce(&session)?;
+        self.introduce(session)?;
+        if let Some(listener) = &mut self.listener {
+            listener.choose(session);
+        }
+        // Before the first frame can move: whoever has received one finds the link up.
+        self.show_link();
         for pair in &mut self.pairs {
             pair.gate.open();
         }
-        self.show_link();
-        self.announce_if_asked(&session)?;
-        self.session = Some(session);
-        Ok(())
+        self.announce_if_asked(session)
+    }
+
+    /// The connection is lost, or was never made.
+    fn lose(&mut self, error: &Error) {
+        let path = self.inner.spec.path.display();
+        match error {
+            _ if self.inner.stopped() => {}
+            Error::VhostUser(vhost_user::Error::Closed { step: "", .. }) => tracing::info!(%path, "link down: {error}"),
+            error => match self.losses.due() {
+                Some(more) => tracing::warn!(%path, "link down: {error}{more}"),
+                None => tracing::info!(%path, "link down: {error}"),
+            },
+        }
+        self.take_down();
+        self.inner.set_reason(Some(error.to_string()));
     }
 
     /// Takes the link down: nothing is sent any more; what has come can still be received.
     fn take_down(&mut self) {
-        self.session = None;
-        self.inner.set_link(0, 0);
         for pair in &mut self.pairs {
             pair.gate.close().set_up(false);
             pair.gate.open();
         }
+        self.session = None;
+        self.inner.set_link(0, 0);
     }
 
     fn run(mut self) {
@@ -336,9 +407,9 @@ impl Control {
         while !self.inner.stopped() {
             self.grant_wishes();
             if let Some(session) = &self.session {
-                // The guard tells nobody: look at it now and then.
+                // The guard tells nobody, nor do connections that wait: look at them now and then.
                 let look = Instant::now() + Duration::from_secs(1);
-                let deadline = self.guard.is_some().then_some(look);
+                let deadline = (self.guard.is_some() || self.listener.is_some()).then_some(look);
                 self.inner
                     .sleep_on([Some(session.as_fd()), session.channel()], deadline);
                 if self.inner.stopped() {
@@ -347,38 +418,40 @@ impl Control {
                 if self.guard.as_ref().is_some_and(Registration::is_dead) {
                     tracing::error!("the file of the port's memory was truncated: the port is dead");
                     self.take_down();
+                    // Queues report from now on that there is no port behind them.
+                    self.pairs.clear();
                     self.inner.wait_for_stop();
                     break;
                 }
                 if let Err(error) = self.service() {
-                    tracing::warn!(path = %self.inner.spec.path.display(), "link down: {error}");
-                    self.take_down();
+                    self.lose(&error);
                     retry = RETRY[0];
                     next_try = Instant::now() + retry;
+                } else if let Some(listener) = &mut self.listener {
+                    listener.look_beside();
                 }
                 continue;
             }
-            if self.listener.is_none() && !self.inner.spec.reconnect {
+            if self.listener.is_none() && !self.inner.spec.reconnect && self.met {
                 self.inner.sleep(None, None);
                 continue;
             }
-            let listener = self.listener.as_ref().map(AsFd::as_fd);
-            let deadline = if listener.is_some() { None } else { Some(next_try) };
-            self.inner.sleep(listener, deadline);
+            match &self.listener {
+                Some(listener) => self.inner.sleep(listener.events(), listener.deadline()),
+                None => self.inner.sleep(None, Some(next_try)),
+            }
             if self.inner.stopped() {
                 break;
             }
-            match self
-                .find()
-                .and_then(|found| found.map_or(Ok(()), |session| self.bring_up(session)))
-            {
-                Ok(()) => {
-                    if self.session.is_some() {
-                        tracing::info!(path = %self.inner.spec.path.display(), "link up");
-                    }
-                }
+            if self.listener.is_none() && Instant::now() < next_try {
+                continue;
+            }
+            match self.find() {
+                Ok(true) => tracing::info!(path = %self.inner.spec.path.display(), "link up"),
+                Ok(false) => {}
                 Err(error) => {
                     tracing::debug!(path = %self.inner.spec.path.display(), "no back-end yet: {error}");
+                    self.inner.set_reason(Some(error.to_string()));
                     retry = (retry * 2).min(RETRY[1]);
                 }
             }
@@ -393,32 +466,47 @@ impl Control {
         let Some(session) = &mut self.session else {
             return Ok(());
         };
-        session.service()?;
-        if session.requests()? {
-            self.config_changed()?;
+        session.begin();
+        let result = session.service().and_then(|()| session.requests());
+        let result = match result {
+            Ok(true) => self.config_changed(),
+            other => other.map(drop).map_err(Error::from),
+        };
+        if let Some(session) = &mut self.session {
+            session.end();
         }
-        Ok(())
+        result
     }
 
-    /// Connects, or accepts.
-    fn find(&mut self) -> Result<Option<FrontendSession>, Error> {
-        let timeout = Duration::from_millis(self.inner.spec.timeout_ms.into());
-        match &self.listener {
-            Some(listener) => Ok(listener
-                .accept()?
-                .map(|stream| FrontendSession::new(stream, &self.inner.spec.path, timeout))),
-            None => Ok(Some(FrontendSession::connect(&self.inner.spec.path, timeout)?)),
-        }
+    /// Connects, or accepts, and starts the rings; `false`: nobody is there yet.
+    fn find(&mut self) -> Result<bool, Error> {
+        let spec = &self.inner.spec;
+        let session = match &mut self.listener {
+            Some(listener) => match listener.answered()? {
+                Some(session) => session,
+                None => return Ok(false),
+            },
+            None => {
+                let timeout = Duration::from_millis(spec.timeout_ms.into());
+                FrontendSession::connect_beside(&spec.path, timeout, Some(Arc::clone(&self.inner.stopping)))?
+            }
+        };
+        self.bring_up(session).map(|()| true)
     }
 
     fn grant_wishes(&mut self) {
         while let Some((wish, answer)) = self.inner.wishes.next() {
-            let granted = self.grant(wish);
-            if let Err(Error::VhostUser(error)) = &granted {
-                tracing::warn!(path = %self.inner.spec.path.display(), "link down: {error}");
-                self.take_down();
+            // All messages of a wish have one time limit.
+            if let Some(session) = &mut self.session {
+                session.begin();
             }
-            // Who does not wait any more has his wish all the same.
+            let granted = self.grant(wish);
+            if let Some(session) = &mut self.session {
+                session.end();
+            }
+            if let Err(error @ Error::VhostUser(_)) = &granted {
+                self.lose(error);
+            }
             let _ = answer.send(granted);
         }
     }
@@ -426,10 +514,15 @@ impl Control {
     fn grant(&mut self, wish: Wish) -> Result<(), Error> {
         match wish {
             Wish::Filter(filter) => {
+                self.filter = filter;
                 let session = self.session.take();
-                let result = self.use_filter(session.as_ref(), filter);
+                let result = self.use_filter(session.as_ref());
                 self.session = session;
-                result
+                if let Err(error) = result {
+                    // The queues keep to it all the same, and the next back-end is told.
+                    self.lose(&error);
+                }
+                Ok(())
             }
             Wish::Queues(count) => {
                 let pairs = self.pairs.len() as u16;
@@ -472,22 +565,22 @@ impl Control {
     /// Sends on the queue pairs that are enabled and on no other; with the link down, on none.
     fn use_active(&mut self, up: bool) {
         for (index, pair) in self.pairs.iter_mut().enumerate() {
-            let was_open = pair.gate.is_open();
-            pair.gate.close().set_up(up && index < usize::from(self.active));
-            if was_open {
-                pair.gate.open();
-            }
+            let up = up && index < usize::from(self.active);
+            pair.gate.change(|pair| pair.set_up(up));
         }
     }
 
     /// Says goodbye: the back-end knows that the rings are stopped before they go.
     fn stop(&mut self) {
-        if let Some(session) = &mut self.session
+        for pair in &mut self.pairs {
+            pair.gate.close().set_up(false);
+        }
+        if let Some(mut session) = self.session.take()
             && let Err(error) = session.stop()
         {
             tracing::debug!("the back-end did not stop its rings: {error}");
         }
-        self.take_down();
+        self.inner.set_link(0, 0);
         for pair in &mut self.pairs {
             pair.gate.close().reset();
         }

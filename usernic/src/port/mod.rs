@@ -116,6 +116,10 @@ pub(crate) struct Inner {
     /// Wakes the control thread.
     wake: OwnedFd,
     stop: AtomicBool,
+    /// Readable, for good, once the port is to stop: ends the control thread's waits for the other side.
+    stopping: Arc<OwnedFd>,
+    /// Why the link is down.
+    reason: Mutex<Option<String>>,
     up: AtomicBool,
     queues_up: AtomicU64,
     features: AtomicU64,
@@ -130,8 +134,8 @@ pub(crate) struct Inner {
     /// How the front-end wants frames spread over its queues, and whether it does.
     steering: Mutex<Option<Arc<Steering>>>,
     steered: AtomicBool,
-    /// One for every queue, a member of its epoll instance: written when the link changes.
-    link_events: Vec<OwnedFd>,
+    /// One for every queue, a member of its epoll instance: written when the link changes, and by the queue's gate.
+    wakers: Vec<Arc<OwnedFd>>,
 }
 
 /// Queues that nobody has taken.
@@ -173,14 +177,40 @@ impl Port {
         Self::open_with(spec, &mut memory)
     }
 
+    /// Opens a port as [`open_spec`](Port::open_spec) does, but does not wait for a back-end: a front-end that connects goes on
+    /// looking for its back-end, as it does after a loss, until the link is up ([`wait_link`](Port::wait_link)) or the port
+    /// is dropped. [`link_error`](Port::link_error) says what stands against it.
+    ///
+    /// # Errors
+    /// See [`Error`]; none of the connection. Nothing is left half set up.
+    pub fn open_unconnected(mut spec: PortSpec) -> Result<Self, Error> {
+        let mut memory = crate::memory::Automatic::from_spec(&spec);
+        match spec.kind {
+            Kind::VirtioUser => {
+                place(&Host::default(), &mut spec)?;
+                crate::notify::prepare()?;
+                front::open(spec, &mut memory, false)
+            }
+            Kind::Vhost | Kind::Vf => Self::open_with(spec, &mut memory),
+        }
+    }
+
+    /// Why the link is down, of a front-end: what became of the last try to connect, or of the connection. `None` while the
+    /// link is up, and before there was anything to say.
+    pub fn link_error(&self) -> Option<String> {
+        lock(&self.inner.reason).clone()
+    }
+
     /// Opens a port whose segment comes from `memory`.
     ///
     /// # Errors
     /// See [`Error`]. Nothing is left half set up.
     pub fn open_with(mut spec: PortSpec, memory: &mut dyn MemorySource) -> Result<Self, Error> {
+        spec.check()?;
         place(&Host::default(), &mut spec)?;
+        crate::notify::prepare()?;
         match spec.kind {
-            Kind::VirtioUser => front::open(spec, memory),
+            Kind::VirtioUser => front::open(spec, memory, true),
             Kind::Vhost => back::open(spec),
             Kind::Vf => vf::open(spec, memory),
         }
@@ -227,7 +257,7 @@ impl Port {
 
     /// Waits until the link is up (or `timeout` is over); whether it is.
     pub fn wait_link(&self, timeout: Duration) -> bool {
-        let deadline = Instant::now() + timeout;
+        let deadline = crate::deadline(timeout);
         let (state, condition) = &self.inner.changed;
         let mut guard = lock(state);
         while !self.link().up {
@@ -294,12 +324,23 @@ impl Port {
     }
 }
 
+impl std::fmt::Debug for Port {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Port")
+            .field("kind", &self.spec().kind.name())
+            .field("path", &self.spec().path)
+            .field("link", &self.link())
+            .finish_non_exhaustive()
+    }
+}
+
 impl Drop for Port {
     fn drop(&mut self) {
         self.inner.stop.store(true, Ordering::Release);
+        let _ = rustix::io::write(&*self.inner.stopping, &1u64.to_ne_bytes());
         self.inner.wake();
         if let Some(control) = self.control.take() {
-            // It ends within the time limit of a message.
+            // It waits for nobody any more, but for half a second at the most until the other side has stopped the rings.
             let _ = control.join();
         }
         // Queues on the shelf hold buffers.
@@ -311,8 +352,8 @@ impl Inner {
     pub(crate) fn new(spec: PortSpec, queues: u16) -> Result<Self, Error> {
         let mac = spec.mac.unwrap_or_else(random_mac);
         let flags = EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC;
-        let link_events = (0..queues)
-            .map(|_| eventfd(0, flags))
+        let wakers = (0..queues)
+            .map(|_| eventfd(0, flags).map(Arc::new))
             .collect::<Result<_, _>>()
             .tried("eventfd(2)")?;
         Ok(Inner {
@@ -321,6 +362,8 @@ impl Inner {
             shelf: Arc::new(Shelf(Mutex::new((0..queues).map(|_| None).collect()))),
             wake: eventfd(0, flags).tried("eventfd(2)")?,
             stop: AtomicBool::new(false),
+            stopping: Arc::new(eventfd(0, flags).tried("eventfd(2)")?),
+            reason: Mutex::default(),
             up: AtomicBool::new(false),
             queues_up: AtomicU64::new(0),
             features: AtomicU64::new(0),
@@ -332,7 +375,7 @@ impl Inner {
             announced: Mutex::default(),
             steering: Mutex::default(),
             steered: AtomicBool::new(false),
-            link_events,
+            wakers,
             spec,
         })
     }
@@ -351,6 +394,11 @@ impl Inner {
         }
     }
 
+    /// Says why the link is down.
+    fn set_reason(&self, reason: Option<String>) {
+        *lock(&self.reason) = reason;
+    }
+
     /// Says that the link is up with `queues` pairs, or down (0), and wakes who waits for that.
     pub(crate) fn set_link(&self, queues: u16, features: u64) {
         self.queues_up.store(queues.into(), Ordering::Relaxed);
@@ -358,8 +406,8 @@ impl Inner {
         self.up.store(queues > 0, Ordering::Release);
         *lock(&self.changed.0) += 1;
         self.changed.1.notify_all();
-        for event in &self.link_events {
-            let _ = rustix::io::write(event, &1u64.to_ne_bytes());
+        for waker in &self.wakers {
+            let _ = rustix::io::write(&**waker, &1u64.to_ne_bytes());
         }
     }
 
@@ -430,10 +478,15 @@ impl Inner {
         }
     }
 
-    /// The epoll instance of queue `index`, with the link's event in it.
+    /// What ends the sleep of queue `index`.
+    pub(crate) fn waker_of(&self, index: usize) -> Arc<OwnedFd> {
+        Arc::clone(&self.wakers[index])
+    }
+
+    /// The epoll instance of queue `index`, with its waker in it.
     pub(crate) fn epoll_of(&self, index: usize) -> Result<OwnedFd, Error> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).tried("epoll_create1(2)")?;
-        watch(&epoll, &self.link_events[index])?;
+        watch(&epoll, &*self.wakers[index])?;
         Ok(epoll)
     }
 

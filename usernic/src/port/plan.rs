@@ -1,4 +1,7 @@
 //! What a front-end's segment holds: the rings first, then the packet buffers.
+//!
+//! There are two areas for rings, which sessions use in turn. A back-end that was stopped (SIGSTOP) while the port went over
+//! to another one continues where it was, and what it writes there is no entry of the other's rings.
 
 use virtio_ring::any::{Format, Layout};
 
@@ -13,8 +16,10 @@ pub(super) struct Plan {
     pub(super) layout: Layout,
     /// Of the control queue's ring.
     pub(super) control: Layout,
-    /// Where that is; its commands are behind it.
+    /// Where that is in an area; its commands are behind it.
     pub(super) control_at: usize,
+    /// Bytes of an area: the rings of all pairs, then the control queue's.
+    pub(super) area: usize,
     /// Where the buffers begin.
     pub(super) buffers_at: usize,
     /// Bytes to ask for.
@@ -42,8 +47,8 @@ impl Plan {
         let stride = Pool::stride(spec.buffer_size);
         let control = Layout::new(format, CONTROL).map_err(|source| Error::Ring { index: 0, source })?;
         let control_at = (rings * layout.block_len()).next_multiple_of(Layout::ALIGN);
-        let buffers_at =
-            (control_at + control.block_len() + COMMAND).next_multiple_of(stride.next_power_of_two().min(4096));
+        let area = (control_at + control.block_len() + COMMAND).next_multiple_of(Layout::ALIGN);
+        let buffers_at = (2 * area).next_multiple_of(stride.next_power_of_two().min(4096));
         let need = usize::from(spec.queues) * buffers_of_pair(spec.queue_size);
         let count = spec.buffers.map_or(need, |n| n as usize);
         let len = match spec.mem {
@@ -71,6 +76,7 @@ impl Plan {
             layout,
             control,
             control_at,
+            area,
             buffers_at,
             len,
             stride,

@@ -21,7 +21,7 @@ use crate::error::{Error, Tried};
 use crate::filter::Filter;
 use crate::gate::{self, ControlSide};
 use crate::memory::{MemorySource, Request};
-use crate::packet::{Marks, expect_asking};
+use crate::packet::Marks;
 use crate::pool::{self, Cache, Pool};
 use crate::queue::{Parts, Side, VfPair};
 use crate::spec::PortSpec;
@@ -68,6 +68,7 @@ pub(super) fn open_on(
     hardware: Box<dyn Hardware>,
     memory: &mut dyn MemorySource,
 ) -> Result<Port, Error> {
+    spec.check()?;
     spec.check_vf()?;
     let plan = Plan::new(&spec)?;
     let request = Request {
@@ -75,7 +76,7 @@ pub(super) fn open_on(
         name: "usernic-vf",
         numa: spec.numa,
     };
-    let allocation = memory.allocate(&request)?;
+    let allocation = crate::memory::allocate(memory, &request)?;
     let description = allocation.choice.to_string();
     let segment = Arc::new(allocation.segment);
     let (mtu, queues, room) = (spec.mtu, spec.queues, spec.buffer_size);
@@ -98,8 +99,10 @@ pub(super) fn open_on(
     let bias = mapped.address.wrapping_sub(segment.base().as_ptr() as u64);
     let buffers = plan.buffers(segment.len());
     let pool = Pool::new(Arc::clone(&segment), plan.buffers_at, buffers, room, bias, false);
-    let pool = match pool {
-        Ok(pool) => pool,
+    // SAFETY: the registration goes with `Control`, before the Arc of the segment that is in there too.
+    let made = pool.and_then(|pool| Ok((pool, Some(unsafe { segment.guard() }?))));
+    let (pool, guard) = match made {
+        Ok(made) => made,
         Err(error) => {
             // The device before the memory.
             drop(function);
@@ -107,8 +110,6 @@ pub(super) fn open_on(
             return Err(error.into());
         }
     };
-    // SAFETY: the registration goes with `Control`, before the Arc of the segment that is in there too.
-    let guard = unsafe { segment.guard() }.ok();
     let memory_bytes = segment.len();
     let mut control = Control {
         inner: Arc::clone(&inner),
@@ -153,9 +154,6 @@ impl Control {
         }
         let spec = &self.inner.spec;
         let takes = Marks::device(spec.csum != Some(false), spec.tso);
-        if spec.vlan_strip {
-            expect_asking();
-        }
         for index in 0..queues {
             let memory = |which: usize| {
                 let at = (2 * usize::from(index) + which) * ring_len(spec.queue_size);
@@ -174,7 +172,9 @@ impl Control {
             // SAFETY: the rings are inside the segment, which stays mapped while the pair lives (it holds an Arc), and are
             // nobody else's: each queue has its own. The device finds them at the same bytes.
             let rings = unsafe { function.rings(number, [memory(0), memory(1)], [spec.queue_size; 2], options) }?;
-            let (data, gate) = gate::pair(VfPair::new(rings, Arc::clone(segment), takes));
+            let mut pair = VfPair::new(rings, Arc::clone(segment), takes);
+            pair.set_mtu(spec.mtu);
+            let (data, gate) = gate::pair_with_waker(pair, self.inner.waker_of(index.into()));
             let epoll = self.inner.epoll_of(index.into())?;
             if let Some(event) = function.event_of(number) {
                 watch(&epoll, event)?;
@@ -251,11 +251,7 @@ impl Control {
         }
         self.inner.set_speed(told);
         for gate in &mut self.pairs {
-            let was_open = gate.is_open();
-            gate.close().set_up(speed.is_some());
-            if was_open {
-                gate.open();
-            }
+            gate.change(|pair| pair.set_up(speed.is_some()));
         }
         let queues = if speed.is_some() { self.pairs.len() as u16 } else { 0 };
         self.inner.set_link(queues, 0);
@@ -270,11 +266,7 @@ impl Control {
     fn take_down(&mut self) {
         self.running = false;
         for gate in &mut self.pairs {
-            let was_open = gate.is_open();
-            gate.close().set_running(false);
-            if was_open {
-                gate.open();
-            }
+            gate.change(|pair| pair.set_running(false));
         }
         self.inner.set_speed(0);
         self.inner.set_link(0, 0);
@@ -284,6 +276,8 @@ impl Control {
     fn give_up(&mut self, why: &str) {
         tracing::error!("{}: {why}: the port is dead", self.name());
         self.close();
+        // Queues report from now on that there is no port behind them.
+        self.pairs.clear();
         self.inner.wait_for_stop();
     }
 
@@ -371,7 +365,6 @@ impl Control {
                 tracing::warn!("{}: its PF was reset", self.name());
                 self.take_down();
             }
-            // Who does not wait any more has his wish all the same.
             let _ = answer.send(granted);
         }
     }
@@ -388,6 +381,9 @@ impl Control {
                 self.function()?.set_max_frame(frame_of(mtu))?;
                 self.mtu = mtu;
                 self.inner.set_mtu(mtu);
+                for gate in &mut self.pairs {
+                    gate.change(|pair| pair.set_mtu(mtu));
+                }
                 Ok(())
             }
             Wish::Vf(VfWish::Count) => {
@@ -414,11 +410,7 @@ impl Control {
         let mac = function.mac();
         self.inner.set_mac(mac);
         for gate in &mut self.pairs {
-            let was_open = gate.is_open();
-            gate.close().set_filter(active.clone());
-            if was_open {
-                gate.open();
-            }
+            gate.change(|pair| pair.set_filter(active.clone()));
         }
         Ok(())
     }

@@ -1,7 +1,8 @@
 //! What an application asks a port's control thread to do while the port is in use.
 
-use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::Port;
@@ -44,10 +45,17 @@ pub(super) const NO_DEVICE: Error = Error::NotGranted {
 /// Where the answer goes.
 type Answer = SyncSender<Result<(), Error>>;
 
+/// A wish on its way. Whoever sets the flag first decides: the control thread takes the wish, or the caller gives it up.
+struct Sent {
+    wish: Wish,
+    answer: Answer,
+    decided: Arc<AtomicBool>,
+}
+
 /// Wishes on their way.
 pub(super) struct Wishes {
-    sender: Sender<(Wish, Answer)>,
-    receiver: Mutex<Option<Receiver<(Wish, Answer)>>>,
+    sender: Sender<Sent>,
+    receiver: Mutex<Option<Receiver<Sent>>>,
 }
 
 impl Wishes {
@@ -62,7 +70,13 @@ impl Wishes {
     /// The next one; by the control thread.
     pub(super) fn next(&self) -> Option<(Wish, Answer)> {
         let receiver = self.receiver.lock().unwrap_or_else(PoisonError::into_inner);
-        receiver.as_ref()?.try_recv().ok()
+        let receiver = receiver.as_ref()?;
+        loop {
+            let Sent { wish, answer, decided } = receiver.try_recv().ok()?;
+            if !decided.swap(true, Ordering::AcqRel) {
+                return Some((wish, answer));
+            }
+        }
     }
 
     /// Nobody grants wishes any more: who waits is told so.
@@ -75,23 +89,35 @@ impl Port {
     fn wish(&self, wish: Wish) -> Result<(), Error> {
         let inner = &self.inner;
         let (answer, answered) = sync_channel(1);
-        let dead = |_| Error::NotGranted {
+        let decided = Arc::new(AtomicBool::new(false));
+        let dead = Error::NotGranted {
             why: "the port is dead",
         };
-        inner.wishes.sender.send((wish, answer)).map_err(|_| dead(()))?;
+        let sent = Sent {
+            wish,
+            answer,
+            decided: Arc::clone(&decided),
+        };
+        if inner.wishes.sender.send(sent).is_err() {
+            return Err(dead);
+        }
         inner.wake();
-        // The thread may be in the middle of connecting, each message of which has this limit.
-        let limit = Duration::from_millis(u64::from(inner.spec.timeout_ms)) * 4 + Duration::from_secs(1);
-        answered.recv_timeout(limit).map_err(|error| match error {
-            std::sync::mpsc::RecvTimeoutError::Timeout => Error::NotGranted {
+        // The thread may be in the middle of an operation of its own, which has this limit, and more.
+        let limit = Duration::from_millis(u64::from(inner.spec.timeout_ms)) * 2 + Duration::from_secs(1);
+        match answered.recv_timeout(limit) {
+            Ok(granted) => granted,
+            Err(RecvTimeoutError::Disconnected) => Err(dead),
+            // Not taken, and never will be.
+            Err(RecvTimeoutError::Timeout) if !decided.swap(true, Ordering::AcqRel) => Err(Error::NotGranted {
                 why: "the port's control thread is busy with the other side",
-            },
-            std::sync::mpsc::RecvTimeoutError::Disconnected => dead(()),
-        })?
+            }),
+            // Taken: whatever the thread does with it has a limit.
+            Err(RecvTimeoutError::Timeout) => answered.recv().unwrap_or(Err(dead)),
+        }
     }
 
-    /// Receives only the frames that `filter` lets in, on all queues; `None`: all frames. When this returns it is so. The
-    /// others are dropped by [`Queue::rx`](crate::Queue::rx), counted in [`Stats::rx_filtered`](crate::Stats::rx_filtered).
+    /// Receives only the frames that `filter` lets in, on all queues; `None`: all frames. When this returns it is so, and
+    /// after an error it is not, and will not be later. The others are dropped by [`Queue::rx`](crate::Queue::rx), counted in [`Stats::rx_filtered`](crate::Stats::rx_filtered).
     ///
     /// The PF of a `vf` port is asked to let through what the filter lets in: its address, stations, groups, VLANs, and
     /// modes; `None` then stands for what came before the first filter. What the PF lets through besides (it knows groups by a

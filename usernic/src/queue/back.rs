@@ -10,12 +10,13 @@ use std::sync::Arc;
 use virtio_ring::any::Device;
 use virtio_ring::{Chain, Direction, Head, Part, Popped, Single, Verdict};
 
+use super::SHORTEST;
 use super::front::Offloads;
 use super::raw::{LONG_HEADER as LONG, NET_HEADER};
 use crate::copy::{copy, prefetch, prefetch_write};
 use crate::filter::Filter;
 use crate::offload::Hasher;
-use crate::packet::{Burst, Marks, Packet, asked, emit_header};
+use crate::packet::{Burst, Marks, Packet, emit_header};
 use crate::pool::{self, Cache, Meta};
 use crate::regions::Regions;
 use crate::stats::Counters;
@@ -38,7 +39,10 @@ const fn plain<const HEADER: usize>() -> [u8; HEADER] {
 pub(crate) struct BackRing {
     pub(crate) device: Device,
     pub(crate) call: Option<OwnedFd>,
+    /// What is in it is moved.
     pub(crate) enabled: bool,
+    /// The front-end disabled it: what it transmits is discarded.
+    pub(crate) discards: bool,
     calls: u64,
 }
 
@@ -59,6 +63,8 @@ pub(crate) struct BackPair {
     /// Which frames the front-end lets in; `None`: all.
     pub(crate) admits: Option<Box<Filter>>,
     filter: Option<Box<Filter>>,
+    /// Bytes of the longest frame that the port takes: see [`super::longest`].
+    longest: u32,
     /// What a packet was cut into, as far as there was no room for it yet.
     cut: Burst,
     chain: Chain<Box<[Part]>>,
@@ -66,6 +72,8 @@ pub(crate) struct BackPair {
     /// Of rings that are gone.
     past_anomalies: u64,
     past_calls: u64,
+    /// Polls, to publish counts now and then.
+    polls: u8,
 }
 
 // SAFETY: the rings' memory is reached through this pair alone on our side, by the side of the gate that has it; the
@@ -73,32 +81,41 @@ pub(crate) struct BackPair {
 unsafe impl Send for BackPair {}
 
 impl BackRing {
-    pub(crate) fn new(device: Device, call: Option<OwnedFd>, enabled: bool) -> Self {
+    /// `unused`: no device was on the ring before.
+    pub(crate) fn new(device: Device, call: Option<OwnedFd>, unused: bool) -> Self {
         let mut ring = BackRing {
             device,
             call,
-            enabled,
+            enabled: false,
+            discards: false,
             calls: 0,
         };
         ring.device.set_notify(false);
+        // Whoever was on the ring before may have ended between using buffers and saying so.
+        if !unused && ring.device.needs_call() {
+            ring.notify();
+        }
         ring
     }
 
+    /// Makes visible what was used; whether the front-end was signalled.
     #[inline(always)]
-    fn publish(&mut self) {
-        if self.device.publish() {
+    fn publish(&mut self) -> bool {
+        let asked = self.device.publish();
+        if asked {
             self.notify();
         }
+        asked
     }
 
     /// Signals the front-end.
     #[cold]
     #[inline(never)]
     pub(crate) fn notify(&mut self) {
-        if let Some(call) = &self.call {
+        if let Some(call) = &self.call
+            && crate::notify::signal(call).is_ok()
+        {
             self.calls += 1;
-            // Does not block: the descriptor was made so when it came. A full counter is a call to see anyway.
-            let _ = rustix::io::write(call, &1u64.to_ne_bytes());
         }
     }
 }
@@ -172,12 +189,19 @@ impl BackPair {
             hasher: None,
             admits: None,
             filter: None,
+            longest: u32::MAX,
             cut: Burst::empty(),
             chain: Chain::new(parts),
             singles: [Single::default(); STAGE],
             past_anomalies: 0,
+            polls: 0,
             past_calls: 0,
         }
+    }
+
+    /// Takes frames of packets of up to `mtu` bytes.
+    pub(crate) fn set_mtu(&mut self, mtu: u16) {
+        self.longest = super::longest(mtu);
     }
 
     /// Which frames to receive; `None`: all.
@@ -187,6 +211,10 @@ impl BackPair {
 
     #[inline]
     pub(crate) fn rx(&mut self, cache: &mut Cache, burst: &mut Burst, counters: &Counters) -> usize {
+        self.polls = self.polls.wrapping_add(1);
+        if self.polls.is_multiple_of(64) {
+            self.publish_counts(counters);
+        }
         // Once a burst, so that a front-end that may ask for nothing pays for no look at its headers.
         if self.offloads.asks == Marks::NONE && self.filter.is_none() && self.cut.is_empty() && !self.long {
             return self.receive::<false, NET_HEADER>(cache, burst, counters);
@@ -217,12 +245,14 @@ impl BackPair {
             singles,
             offloads: Offloads { asks, .. },
             filter,
+            longest,
             ..
         } = self
         else {
             return 0;
         };
         if !ring.enabled {
+            self.discard(counters);
             return 0;
         }
         let start = burst.len();
@@ -235,9 +265,15 @@ impl BackPair {
             }
             return 0;
         }
-        let limit = cache.pool().room() as usize;
+        let longest = *longest;
         let asks = if OFFLOADS { *asks } else { Marks::NONE };
-        let (mut bytes, mut errors, mut full) = (0u64, 0u64, false);
+        // What is shorter or longer is no simple frame. Packets that are to be cut are judged when their header was read.
+        let limit = match asks.has(Marks::SEGMENTATION) {
+            true => cache.pool().room(),
+            false => cache.pool().room().min(longest),
+        };
+        let spread = limit as usize - SHORTEST;
+        let (mut bytes, mut errors, mut full, mut dropped) = (0u64, 0u64, false, false);
         // Not more turns than frames: a front-end that makes bad ones as fast as they are thrown away is left alone.
         let turns = room;
         for _ in 0..turns {
@@ -248,16 +284,16 @@ impl BackPair {
             // their memory may be reused) by `publish`, after the copies.
             let fit = stage[..n]
                 .iter()
-                .take_while(|frame| (frame.len as usize).wrapping_sub(HEADER + 1) < limit)
+                .take_while(|frame| (frame.len as usize).wrapping_sub(HEADER + SHORTEST) <= spread)
                 .map(|frame| prefetch(frame.ptr.as_ptr().wrapping_add(HEADER)))
                 .count();
             let before = burst.len();
             bytes += receive::<HEADER>(&stage[..fit], cache, burst);
             if asks != Marks::NONE {
-                let dropped = look_at(&stage[..fit], asks, burst, before, &mut bytes);
-                errors += dropped;
+                let received = burst.len() - before;
+                errors += look_at(&stage[..fit], asks, burst, before, longest, counters, &mut bytes);
                 // Their buffers were among those that are reserved.
-                room -= dropped as usize;
+                room -= received - (burst.len() - before);
             }
             ring.device.use_read(&stage[..fit]);
             if fit == left {
@@ -269,6 +305,7 @@ impl BackPair {
             }
             let popped = ring.device.pop_each(&**memory, chain, 1, |popped| {
                 match gather(&popped, cache, room - (burst.len() - start), asks, HEADER) {
+                    Ok(Some(packet)) if !super::fits(&packet, longest, counters) => dropped = true,
                     Ok(Some(packet)) => {
                         bytes += packet.len() as u64;
                         // SAFETY: at most `room` chains are popped, a packet each.
@@ -298,8 +335,10 @@ impl BackPair {
             counters.rx_filtered.add((taken + start - burst.len()) as u64);
         }
         let n = burst.len() - start;
-        if taken > 0 || errors > 0 {
-            ring.publish();
+        if taken > 0 || errors > 0 || dropped {
+            if ring.publish() {
+                counters.kicks.add(1);
+            }
             counters.rx_packets.add(n as u64);
             counters.rx_bytes.add(bytes);
             if errors > 0 {
@@ -312,10 +351,39 @@ impl BackPair {
         n
     }
 
+    /// Takes what a ring that the front-end disabled transmits, without looking at it: such a ring is processed without
+    /// side effects (vhost-user.rst, Ring states).
+    #[cold]
+    #[inline(never)]
+    fn discard(&mut self, counters: &Counters) {
+        let BackPair {
+            rx: Some(ring),
+            memory,
+            chain,
+            ..
+        } = self
+        else {
+            return;
+        };
+        if !ring.discards {
+            return;
+        }
+        let discarded = ring.device.pop_each(&**memory, chain, STAGE, |_| Verdict::Done(0));
+        if let Ok(count @ 1..) = discarded {
+            counters.rx_errors.add(count as u64);
+            if ring.publish() {
+                counters.kicks.add(1);
+            }
+        }
+    }
+
     #[inline]
     pub(crate) fn tx(&mut self, cache: &mut Cache, burst: &mut Burst, counters: &Counters) -> usize {
-        if !asked() && self.admits.is_none() && !self.long {
-            return self.send::<false, NET_HEADER>(cache, burst, counters).0;
+        if self.admits.is_none() && !self.long && self.cut.is_empty() {
+            return match self.send::<false, NET_HEADER>(cache, burst, counters) {
+                (sent, false) => sent,
+                (sent, true) => sent + super::send_asking(self, cache, burst, counters),
+            };
         }
         if !self.flush(cache, counters) {
             return 0;
@@ -355,12 +423,16 @@ impl BackPair {
     }
 
     /// Of what was sent, packets that are still here: what was cut and did not fit yet.
-    pub(crate) fn unsent(&mut self, cache: &mut Cache, counters: &Counters) -> usize {
+    pub(crate) fn unsent(&mut self, cache: &mut Cache, counters: &Counters) -> super::Unsent {
         self.flush(cache, counters);
-        if self.tx.is_some() { self.cut.len() } else { 0 }
+        super::Unsent {
+            frames: self.cut.len(),
+            up: self.tx.is_some(),
+        }
     }
 
-    /// Sends what it can; how many packets, and whether the next one asks for what the front-end does not take.
+    /// Sends what it can; how many packets, and whether the next one asks for what the front-end does not take. Without
+    /// OFFLOADS: whether it asks for anything.
     #[inline(always)]
     fn send<const OFFLOADS: bool, const HEADER: usize>(
         &mut self,
@@ -399,8 +471,11 @@ impl BackPair {
                 .zip(rest)
                 .take_while(|(place, packet)| {
                     let meta = packet.meta();
-                    let beyond = OFFLOADS && meta.marks.beyond(*takes);
-                    !beyond && meta.next.is_none() && place.len as usize >= meta.len as usize + HEADER
+                    let simple = match OFFLOADS {
+                        true => !meta.marks.beyond(*takes) && meta.is_last(),
+                        false => meta.is_plain(),
+                    };
+                    simple && place.len as usize >= meta.len as usize + HEADER
                 })
                 .map(|(place, _)| {
                     prefetch_write(place.ptr.as_ptr());
@@ -418,7 +493,12 @@ impl BackPair {
                 continue;
             }
             // No place may be left to have looked at it.
-            beyond = OFFLOADS && burst[at].meta().marks.beyond(*takes);
+            let meta = burst[at].meta();
+            beyond = if OFFLOADS {
+                meta.marks.beyond(*takes)
+            } else {
+                meta.asks()
+            };
             if beyond {
                 break;
             }
@@ -436,7 +516,9 @@ impl BackPair {
             at += 1;
         }
         if at > 0 {
-            ring.publish();
+            if ring.publish() {
+                counters.kicks.add(1);
+            }
             let mut returning = cache.returning();
             for packet in &burst[..at] {
                 // SAFETY: forgotten right below.
@@ -458,18 +540,19 @@ impl BackPair {
     pub(crate) fn arm(&mut self) -> bool {
         self.rx
             .as_mut()
-            .is_some_and(|ring| ring.enabled && ring.device.set_notify(true))
+            .is_some_and(|ring| (ring.enabled || ring.discards) && ring.device.set_notify(true))
     }
 
     /// Asks for no more kicks. `true`: frames are there.
     pub(crate) fn disarm(&mut self) -> bool {
         self.rx.as_mut().is_some_and(|ring| {
             ring.device.set_notify(false);
-            ring.enabled && ring.device.has_available()
+            (ring.enabled || ring.discards) && ring.device.has_available()
         })
     }
 
-    /// Copies the rings' own counts to where others read them.
+    /// Copies the rings' own counts to where others read them: now and then, for it costs some additions.
+    #[inline(never)]
     pub(crate) fn publish_counts(&self, counters: &Counters) {
         let rings = [&self.rx, &self.tx].into_iter().flatten();
         let (mut anomalies, mut calls) = (self.past_anomalies, self.past_calls);
@@ -530,7 +613,15 @@ fn receive<const HEADER: usize>(frames: &[Single], cache: &mut Cache, burst: &mu
 /// Reads the headers of staged frames, which are the burst's packets from `start` on, and drops what makes no sense; how
 /// many. Their bytes are taken off `bytes`.
 #[inline(never)]
-fn look_at(frames: &[Single], asks: Marks, burst: &mut Burst, start: usize, bytes: &mut u64) -> u64 {
+fn look_at(
+    frames: &[Single],
+    asks: Marks,
+    burst: &mut Burst,
+    start: usize,
+    longest: u32,
+    counters: &Counters,
+    bytes: &mut u64,
+) -> u64 {
     let mut frames = frames.iter();
     let mut errors = 0;
     burst.rewrite(start, |mut packet| {
@@ -538,10 +629,11 @@ fn look_at(frames: &[Single], asks: Marks, burst: &mut Burst, start: usize, byte
         let mut header = [0; NET_HEADER];
         // SAFETY: the part is valid for reads of its length, which is more than a header.
         unsafe { copy(frame.ptr.as_ptr(), header.as_mut_ptr(), NET_HEADER) };
-        if packet.take_header(&header, asks) {
+        if !packet.take_header(&header, asks) {
+            errors += 1;
+        } else if packet.len() <= longest as usize || super::fits(&packet, longest, counters) {
             return Some(packet);
         }
-        errors += 1;
         *bytes -= packet.len() as u64;
         None
     });
@@ -607,12 +699,12 @@ fn gather(
     // indirect tables that it has used for something else before.
     let parts = || popped.readable.iter().chain(popped.writable);
     let total: usize = parts().map(|p| p.len as usize).sum();
-    if total <= header_len || total - header_len > MAX_FRAME {
+    if total < header_len || total - header_len > MAX_FRAME {
         return Ok(None);
     }
     let room = cache.pool().room() as usize;
     // The buffers that the burst's other frames need stay reserved.
-    let needed = (total - header_len).div_ceil(room) + others;
+    let needed = (total - header_len).div_ceil(room).max(1) + others;
     if needed > cache.most() {
         // It would wait for ever.
         return Ok(None);
@@ -637,11 +729,11 @@ fn gather(
                     Some(next) => next,
                     None => {
                         // SAFETY: the chain is ours, given up here.
-                        unsafe { pool::free(first) };
+                        unsafe { pool::free([first]) };
                         return Err(NoBuffers);
                     }
                 };
-                m.next = Some(next);
+                m.set_next(next);
                 tail = next;
                 // SAFETY: as above.
                 m = unsafe { tail.as_mut() };
@@ -677,7 +769,7 @@ fn scatter(
     let mut used: [Option<(Head, u32)>; MAX_PARTS] = [None; MAX_PARTS];
     let mut count = 0u16;
     let mut written = 0usize;
-    let mut merged: Option<NonNull<u8>> = None;
+    let mut merged = None;
     let mut source = Segments::new(packet);
     while written < total {
         let slot = usize::from(count);
@@ -701,7 +793,7 @@ fn scatter(
             return Fit::NoRoom;
         }
         if slot == 0 {
-            merged = place_of_num_buffers(chain.writable());
+            merged = places_of_num_buffers(chain.writable());
         }
         let fits = written + chain.writable_len() as usize >= total;
         if !fits && (!mergeable || merged.is_none()) {
@@ -724,10 +816,12 @@ fn scatter(
         used[slot] = Some((head, here as u32));
     }
     if count > 1
-        && let Some(place) = merged
+        && let Some(places) = merged
     {
-        // SAFETY: inside the first chain's first part, which is valid for writes.
-        unsafe { place.cast::<u16>().write_unaligned(count.to_le()) };
+        for (place, byte) in places.into_iter().zip(count.to_le_bytes()) {
+            // SAFETY: inside the first chain's parts, which are valid for writes.
+            unsafe { place.write(byte) };
+        }
     }
     for (head, len) in used.iter().flatten() {
         device.push(*head, *len);
@@ -742,11 +836,19 @@ fn undo(device: &mut Device, used: &[Option<(Head, u32)>]) {
     }
 }
 
-/// Where `num_buffers` lies, if it lies in one part.
-fn place_of_num_buffers(parts: &[Part]) -> Option<NonNull<u8>> {
-    let first = parts.first().filter(|part| part.len as usize >= NET_HEADER)?;
-    // SAFETY: below the part's length.
-    Some(unsafe { first.ptr.add(NET_HEADER - 2) })
+/// Where the two bytes of `num_buffers` lie, in one part or in two.
+fn places_of_num_buffers(parts: &[Part]) -> Option<[NonNull<u8>; 2]> {
+    let place = |mut at: usize| {
+        for part in parts {
+            match at.checked_sub(part.len as usize) {
+                Some(behind) => at = behind,
+                // SAFETY: below the part's length.
+                None => return Some(unsafe { part.ptr.add(at) }),
+            }
+        }
+        None
+    };
+    Some([place(NET_HEADER - 2)?, place(NET_HEADER - 1)?])
 }
 
 /// A packet's bytes, segment by segment.
@@ -776,7 +878,7 @@ impl<'a> Segments<'a> {
                 break;
             }
             // SAFETY: the segments behind the first belong to the same packet, which is borrowed.
-            self.packet = meta.next.map(|next| unsafe { next.as_ref() });
+            self.packet = meta.next().map(|next| unsafe { next.as_ref() });
             self.at = 0;
         }
         done

@@ -8,14 +8,15 @@ use virtio_ring::Segment;
 use virtio_ring::net::Header;
 
 use super::raw::{Buffer, LONG_HEADER, NET_HEADER, RawQueue, num_buffers};
+use super::{Copied, SHORTEST, TAG};
 use crate::copy::{copy, prefetch, prefetch_write};
 use crate::filter::Filter;
-use crate::packet::{Burst, Marks, Packet, asked, emit_header};
-use crate::pool::{self, BULK, Cache, HEADROOM, Meta};
+use crate::packet::{Burst, Marks, Packet, emit_header};
+use crate::pool::{self, BULK, Cache, HEADROOM, Meta, Own};
 use crate::stats::Counters;
 
-/// A packet's buffer on its way into a ring.
-struct Owned(NonNull<Meta>);
+/// A packet's buffer on its way into a ring of a port with this pool.
+struct Owned(NonNull<Meta>, Own);
 
 impl Owned {
     #[inline(always)]
@@ -49,7 +50,12 @@ unsafe impl Buffer for Owned {
 
     #[inline(always)]
     fn next(&self) -> Option<Self> {
-        self.meta().next.map(Owned)
+        self.meta().next().map(|next| Owned(next, self.1))
+    }
+
+    #[inline(always)]
+    fn is_plain(&self) -> bool {
+        self.meta().is_plain_of(self.1)
     }
 
     #[inline(always)]
@@ -76,8 +82,8 @@ unsafe impl Buffer for Empty {
 
     #[inline(always)]
     fn room(&self, header: u32) -> Segment {
-        // The difference is the same for all buffers.
-        let before = u64::from(HEADROOM) - u64::from(header);
+        // The difference is the same for all buffers, and 32 bits wide so that it is one term of the sum.
+        let before = u64::from(u32::from(HEADROOM) - header);
         Segment {
             // SAFETY: as above.
             addr: unsafe { self.0.as_ref() }.address + before,
@@ -133,6 +139,10 @@ unsafe impl Buffer for Asking {
         self.0.next().map(Asking)
     }
 
+    fn is_plain(&self) -> bool {
+        self.0.meta().is_single_of(self.0.1)
+    }
+
     fn cookie(&self) -> u64 {
         self.0.cookie()
     }
@@ -184,6 +194,9 @@ struct Partial {
     left: u16,
 }
 
+/// Bytes of a frame that every buffer is posted for, whatever the MTU.
+const LEAST_POSTED: u32 = 1514;
+
 /// Fewer frames than this at a time come one by one.
 const FEW: usize = 4;
 
@@ -196,13 +209,20 @@ pub(crate) struct Pair {
     refill: usize,
     /// The last poll that brought frames brought fewer than [`FEW`].
     few: bool,
+    /// Polls that brought nothing.
+    idle: u32,
+    /// Refills of the receive ring.
+    fills: u32,
     size: usize,
-    past: Past,
+    /// Violations on rings that were replaced, and frames whose header made no sense.
+    past: u64,
     /// Somebody is on the other side. If not, what it left is still received.
     up: bool,
     /// What the other side does for packets that are sent, and may have left undone of those received.
     offloads: Offloads,
     filter: Option<Box<Filter>>,
+    /// Bytes of the longest frame that the port takes: see [`super::longest`].
+    longest: u32,
     /// HASH_REPORT was negotiated: headers are longer.
     long: bool,
     /// What a packet was cut into, as far as there was no room for it yet.
@@ -229,20 +249,9 @@ impl Offloads {
     };
 }
 
-/// Counts of rings that were replaced, and of frames whose header made no sense.
-#[derive(Default)]
-struct Past {
-    anomalies: u64,
-    kicks: u64,
-}
-
-impl Past {
-    fn add(&mut self, raw: &RawQueue) {
-        for ring in [&raw.rx, &raw.tx] {
-            self.anomalies += ring.anomalies().total();
-            self.kicks += ring.kicks();
-        }
-    }
+/// Violations that rings counted.
+fn violations(raw: &RawQueue) -> u64 {
+    raw.rx.anomalies().total() + raw.tx.anomalies().total()
 }
 
 // SAFETY: the ring memory and the Metas that the rings' cookies point to are reached through this pair alone, by the
@@ -259,11 +268,14 @@ impl Pair {
             partial: None,
             refill: (size / 4).clamp(1, 64),
             few: false,
+            idle: 0,
+            fills: 0,
             size,
-            past: Past::default(),
+            past: 0,
             up: false,
             offloads: Offloads::NONE,
             filter: None,
+            longest: u32::MAX,
             long: false,
             cut: Burst::empty(),
             extras: false,
@@ -277,12 +289,27 @@ impl Pair {
         self.offloads = offloads;
         self.long = long;
         self.look_for_extras();
-        self.past.add(&self.raw);
+        self.past += violations(&self.raw);
         self.raw = raw;
         self.set_up(true);
         self.mergeable = mergeable;
         self.raw.rx.set_notify(false);
         self.raw.tx.set_notify(false);
+    }
+
+    /// Takes frames of packets of up to `mtu` bytes.
+    pub(crate) fn set_mtu(&mut self, mtu: u16) {
+        self.longest = super::longest(mtu);
+        self.look_for_extras();
+    }
+
+    /// Bytes of a frame that a buffer is posted for: no more than a frame has, with two tags, so that the other side has no
+    /// room for one that is too long. But a device may count on 1,514 (virtio 1.3, 5.1.6.3.1), and joined packets are longer.
+    fn posted(&self, room: u32) -> u32 {
+        match self.offloads.asks.has(Marks::SEGMENTATION) {
+            true => room,
+            false => room.min(self.longest.saturating_add(TAG).max(LEAST_POSTED)),
+        }
     }
 
     /// Which frames to receive; `None`: all.
@@ -292,7 +319,9 @@ impl Pair {
     }
 
     fn look_for_extras(&mut self) {
-        self.extras = self.offloads.asks != Marks::NONE || self.filter.is_some() || !self.cut.is_empty() || self.long;
+        let short = self.longest < LEAST_POSTED;
+        self.extras =
+            self.offloads.asks != Marks::NONE || self.filter.is_some() || !self.cut.is_empty() || self.long || short;
     }
 
     #[inline]
@@ -313,22 +342,23 @@ impl Pair {
         let start = burst.len();
         let room = burst.room();
         let mergeable = self.mergeable;
-        let mut bytes = 0u64;
+        // Of all frames, the bytes behind an Ethernet header.
+        let mut payload = 0u64;
         let mut arriving = burst.appending();
         self.raw.rx.complete(room, |cookie, len| {
             // SAFETY: a cookie of the receive ring is a buffer that `fill` posted.
             let mut meta = unsafe { buffer(cookie) };
-            let len = len.wrapping_sub(HEADER as u32);
-            bytes += u64::from(len);
+            payload += u64::from(len.wrapping_sub((HEADER + SHORTEST) as u32));
             // SAFETY: ours again.
             let m = unsafe { meta.as_mut() };
-            m.received(len);
+            m.received(len.wrapping_sub(HEADER as u32));
             // SAFETY: at most `room` completions; the buffer is ours.
             unsafe { arriving.push(Packet::from_meta(meta)) };
         });
         drop(arriving);
-        // A length of less than a header wrapped around, and shows in the sum.
-        let mut whole = bytes >> 31 == 0;
+        // A length of less than the two headers wrapped around, and shows in the sum.
+        let mut whole = payload >> 31 == 0;
+        let mut bytes = payload + ((burst.len() - start) * SHORTEST) as u64;
         if mergeable {
             for packet in &burst[start..] {
                 prefetch(packet.meta().data().wrapping_sub(HEADER));
@@ -345,8 +375,8 @@ impl Pair {
         let found = burst.len() - start;
         if self.raw.rx.free() >= self.refill && self.up {
             self.fill(cache, counters);
-        } else if found == 0 && self.few && self.up {
-            self.tidy(cache, counters);
+        } else if found == 0 {
+            self.idle(cache, counters);
         }
         if found > 0 {
             self.few = found < FEW;
@@ -375,7 +405,11 @@ impl Pair {
     ) -> u64 {
         let mut dropped = 0;
         let Pair {
-            offloads, filter, past, ..
+            offloads,
+            filter,
+            past,
+            longest,
+            ..
         } = self;
         let long = header_len == LONG_HEADER;
         burst.rewrite(start, |mut packet| {
@@ -391,10 +425,14 @@ impl Pair {
                 }
                 if !plain {
                     counters.rx_errors.add(1);
-                    past.anomalies += 1;
+                    *past += 1;
                     dropped += packet.len() as u64;
                     return None;
                 }
+            }
+            if packet.len() as u64 > u64::from(*longest) && !super::fits(&packet, *longest, counters) {
+                dropped += packet.len() as u64;
+                return None;
             }
             if !super::passes(filter, &packet) {
                 counters.rx_filtered.add(1);
@@ -418,8 +456,18 @@ impl Pair {
             mergeable,
             size,
             past,
+            longest,
+            offloads,
             ..
         } = self;
+        // Joined packets are judged when their headers are read.
+        let longest = match offloads.asks.has(Marks::SEGMENTATION) {
+            true => u32::MAX,
+            false => *longest,
+        };
+        let fits = |packet: &Packet| {
+            (SHORTEST..=longest as usize).contains(&packet.len()) || super::fits(packet, longest, counters)
+        };
         burst.rewrite(start, |mut packet| {
             let Some(part) = partial else {
                 let meta = packet.meta_mut();
@@ -430,16 +478,18 @@ impl Pair {
                     1
                 };
                 // A length of less than a header wrapped around.
-                let runt = meta.len > u32::MAX - header_len as u32;
-                if runt || n == 0 || usize::from(n) > *size {
+                let headless = meta.len > u32::MAX - header_len as u32;
+                if headless || n == 0 || usize::from(n) > *size {
                     counters.rx_errors.add(1);
-                    past.anomalies += 1;
+                    *past += 1;
                     meta.len = 0;
                     return None;
                 }
                 if n == 1 {
-                    bytes += u64::from(meta.len);
-                    return Some(packet);
+                    return fits(&packet).then(|| {
+                        bytes += packet.len() as u64;
+                        packet
+                    });
                 }
                 let tail = packet.meta_ptr();
                 *partial = Some(Partial {
@@ -455,17 +505,32 @@ impl Pair {
             meta.offset = HEADROOM - header_len as u16;
             let meta = packet.into_meta();
             // SAFETY: the tail is in the chain that `head` owns.
-            unsafe { part.tail.as_mut() }.next = Some(meta);
+            unsafe { part.tail.as_mut() }.set_next(meta);
             part.tail = meta;
             part.left -= 1;
             if part.left > 0 {
                 return None;
             }
             let done = partial.take()?.head;
-            bytes += done.len() as u64;
-            Some(done)
+            fits(&done).then(|| {
+                bytes += done.len() as u64;
+                done
+            })
         });
         bytes
+    }
+
+    /// Nothing has come.
+    #[inline(always)]
+    fn idle(&mut self, cache: &mut Cache, counters: &Counters) {
+        if self.few && self.up {
+            self.tidy(cache, counters);
+        }
+        // Violations may have broken a ring, on which nothing will come.
+        self.idle = self.idle.wrapping_add(1);
+        if self.idle.is_multiple_of(64) {
+            self.publish_counts(counters);
+        }
     }
 
     /// What is to be done now and then, while nothing comes: where frames come one by one somebody waits for each, and so
@@ -483,9 +548,9 @@ impl Pair {
 
     /// Fills the receive ring and publishes that.
     pub(crate) fn fill(&mut self, cache: &mut Cache, counters: &Counters) {
+        let room = self.posted(cache.pool().room());
         let rx = &mut self.raw.rx;
         let mut want = rx.free();
-        let room = cache.pool().room();
         let mut posted = 0;
         while want > 0 {
             let have = cache.reserve(want.min(BULK)).min(want);
@@ -501,8 +566,13 @@ impl Pair {
                 break;
             }
         }
-        if posted > 0 {
-            rx.publish();
+        if posted > 0 && rx.publish() {
+            counters.kicks.add(1);
+        }
+        // Some thousand frames; while none come `idle` does it.
+        self.fills = self.fills.wrapping_add(1);
+        if self.fills.is_multiple_of(16) {
+            self.publish_counts(counters);
         }
     }
 
@@ -516,14 +586,14 @@ impl Pair {
                 return super::send_asking(self, cache, burst, counters);
             }
         }
-        // Once a burst: where nobody ever asked for anything, nobody pays for that.
-        if asked() {
-            return super::send_asking(self, cache, burst, counters);
+        match self.send::<false>(cache, burst, counters) {
+            (sent, false) => sent,
+            (sent, true) => sent + super::send_asking(self, cache, burst, counters),
         }
-        self.send::<false>(cache, burst, counters).0
     }
 
-    /// Sends what it can; how many packets, and whether the next one asks for what the other side does not do.
+    /// Sends what it can; how many packets, and whether the next one asks for what the other side does not do. Without
+    /// OFFLOADS: whether it asks for anything.
     #[inline(always)]
     fn send<const OFFLOADS: bool>(
         &mut self,
@@ -533,11 +603,13 @@ impl Pair {
     ) -> (usize, bool) {
         if self.raw.tx.free() < burst.len().max(self.refill) {
             self.reclaim(cache);
+            self.publish_counts(counters);
         }
         if !self.up {
             return (0, false);
         }
         let takes = self.offloads.takes;
+        let own = cache.own();
         // Frames that are passed on have the header that the other side wrote, and its lines are over there: the stores
         // would wait for them one after the other. They come in bursts, so the first one tells.
         let fresh = |meta: &Meta| meta.zeroed_at == meta.offset;
@@ -555,23 +627,44 @@ impl Pair {
             let packets = burst[sent..].iter();
             let (n, b) = if OFFLOADS {
                 let taken = packets.take_while(|packet| !packet.meta().marks.beyond(takes));
-                tx.send(taken.map(|packet| Asking(Owned(packet.meta_ptr()))))
+                tx.send(taken.map(|packet| Asking(Owned(packet.meta_ptr(), own))))
             } else {
-                tx.send(packets.map(|packet| Owned(packet.meta_ptr())))
+                tx.send(packets.map(|packet| Owned(packet.meta_ptr(), own)))
             };
             sent += n;
             bytes += b;
-            // What stopped it: the end, a full ring, a frame of several segments, or one that asks for too much.
+            // What stopped it: the end, a full ring, or a frame of several segments, of another port, or that asks.
             if sent == burst.len() || tx.free() == 0 {
                 break;
             }
             let packet = &mut burst[sent];
-            if OFFLOADS && packet.meta().marks.beyond(takes) {
-                beyond = true;
+            let meta = packet.meta();
+            beyond = if OFFLOADS {
+                meta.marks.beyond(takes)
+            } else {
+                meta.asks()
+            };
+            if beyond {
                 break;
             }
+            if !meta.is_of(own) {
+                match super::copy_foreign(&mut burst[sent..], cache) {
+                    Copied::First => continue,
+                    Copied::Never => {
+                        counters.tx_errors.add(1);
+                        burst.remove(sent);
+                        continue;
+                    }
+                    Copied::NoBuffers if !retried => {
+                        retried = true;
+                        self.reclaim(cache);
+                        continue;
+                    }
+                    Copied::NoBuffers => break,
+                }
+            }
             let len = packet.len() as u64;
-            match tx.send_chain(Asking(Owned(packet.meta_ptr()))) {
+            match tx.send_chain(Asking(Owned(packet.meta_ptr(), own))) {
                 Ok(true) => {
                     bytes += len;
                     sent += 1;
@@ -590,7 +683,9 @@ impl Pair {
             }
         }
         if sent > 0 {
-            self.raw.tx.publish();
+            if self.raw.tx.publish() {
+                counters.kicks.add(1);
+            }
             // SAFETY: the ring owns these buffers now.
             unsafe { burst.forget_front(sent) };
             counters.tx_packets.add(sent as u64);
@@ -625,14 +720,13 @@ impl Pair {
         });
     }
 
-    /// Frames sent that the other side has not taken. With nobody there, none: it never will.
-    pub(crate) fn unsent(&mut self, cache: &mut Cache, counters: &Counters) -> usize {
+    /// Frames sent that the other side has not taken.
+    pub(crate) fn unsent(&mut self, cache: &mut Cache, counters: &Counters) -> super::Unsent {
         self.reclaim(cache);
         self.flush(cache, counters);
-        if self.up {
-            self.raw.tx.in_flight() + self.cut.len()
-        } else {
-            0
+        super::Unsent {
+            frames: self.raw.tx.in_flight() + self.cut.len(),
+            up: self.up,
         }
     }
 
@@ -654,15 +748,10 @@ impl Pair {
         self.raw.rx.set_notify(false)
     }
 
-    /// Copies the rings' own counts to where others read them.
+    /// Copies the rings' own counts to where others read them: now and then, for it costs some additions.
+    #[inline(never)]
     pub(crate) fn publish_counts(&self, counters: &Counters) {
-        let mut sum = Past {
-            anomalies: self.past.anomalies,
-            kicks: self.past.kicks,
-        };
-        sum.add(&self.raw);
-        counters.kicks.raise(sum.kicks);
-        counters.anomalies.raise(sum.anomalies);
+        counters.anomalies.raise(self.past + violations(&self.raw));
     }
 
     /// Takes every buffer back from the rings and begins anew; the other side is gone.
@@ -670,15 +759,18 @@ impl Pair {
         self.partial = None;
         self.cut.clear();
         for ring in [&mut self.raw.rx, &mut self.raw.tx] {
-            ring.reset(|cookie| {
+            let back = |cookie| {
                 // SAFETY: a cookie of our rings, given back.
                 let mut meta = unsafe { buffer(cookie) };
                 // The other side may have written a header without saying so.
                 // SAFETY: ours again.
                 unsafe { meta.as_mut() }.zeroed_at = 0;
                 // SAFETY: as above.
-                unsafe { pool::free(meta) };
-            });
+                unsafe { pool::free([meta]) };
+            };
+            // SAFETY: the other side is gone. One that is not and writes on finds memory that it was given for that: the
+            // segment, whose packets' bytes it may change at any moment as long as it has the segment mapped.
+            unsafe { ring.reset(back) };
         }
         self.raw.rx.set_notify(false);
         self.raw.tx.set_notify(false);

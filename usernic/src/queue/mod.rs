@@ -6,6 +6,8 @@ mod raw;
 #[cfg(test)]
 pub(crate) mod tests;
 mod vf;
+#[cfg(test)]
+mod wrong_tests;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Weak};
@@ -67,6 +69,86 @@ fn send_asking(side: &mut impl Asking, cache: &mut Cache, burst: &mut Burst, cou
     sent
 }
 
+/// Bytes of the shortest frame: an Ethernet header.
+pub(crate) const SHORTEST: usize = 14;
+
+/// Bytes of the longest frame of a port with this MTU, with one VLAN tag. A second one is allowed for where it is there.
+pub(crate) const fn longest(mtu: u16) -> u32 {
+    mtu as u32 + 14 + TAG
+}
+
+/// Bytes of a VLAN tag.
+pub(crate) const TAG: u32 = 4;
+
+/// Whether a received packet is of a length that a port with this longest frame takes. If not, it is counted. A packet
+/// that is to be cut, or was joined, is judged by its pieces.
+#[cold]
+#[inline(never)]
+fn fits(packet: &Packet, longest: u32, counters: &Counters) -> bool {
+    if packet.len() < SHORTEST {
+        counters.rx_runts.add(1);
+        return false;
+    }
+    let (len, tags) = packet.longest_frame();
+    let fits = len <= (longest - TAG) as usize + tags.max(TAG as usize);
+    if !fits {
+        counters.rx_oversize.add(1);
+    }
+    fits
+}
+
+/// What became of packets of other pools.
+enum Copied {
+    /// The first one is a copy now; maybe others are, too.
+    First,
+    /// There are too few buffers for a copy of the first one.
+    NoBuffers,
+    /// This port's buffers never hold it.
+    Never,
+}
+
+/// Puts copies in buffers of this queue's port in the place of packets whose buffers are another port's, or of a port that
+/// is gone: the other side of a ring knows no other memory. As far as there are buffers; the first packet is such a one.
+#[cold]
+#[inline(never)]
+fn copy_foreign(packets: &mut [Packet], cache: &mut Cache) -> Copied {
+    let room = cache.pool().room() as usize;
+    let mut done = Copied::NoBuffers;
+    for packet in packets {
+        if packet.meta().is_of(cache.own()) {
+            continue;
+        }
+        let needed = packet.len().div_ceil(room).max(1);
+        if needed > cache.most() {
+            return match done {
+                Copied::First => done,
+                _ => Copied::Never,
+            };
+        }
+        if cache.reserve(needed) < needed {
+            break;
+        }
+        // From the cache, all of them: the pool may be empty.
+        let mut chain: Option<Packet> = None;
+        for _ in 0..needed {
+            let Some(mut meta) = cache.pop() else { return done };
+            if let Some(behind) = chain {
+                // SAFETY: just taken from the cache; what follows is a chain that was taken from it, too.
+                unsafe { meta.as_mut() }.set_next(behind.into_meta());
+            }
+            // SAFETY: just taken from the cache.
+            chain = Some(unsafe { Packet::from_meta(meta) });
+        }
+        let Some(mut copy) = chain else { return done };
+        if copy.fill_from(packet).is_err() {
+            return done;
+        }
+        *packet = copy;
+        done = Copied::First;
+    }
+    done
+}
+
 /// A queue pair of a port, driven by the thread that holds it. Taken by [`Port::queue`](crate::Port::queue); dropping it
 /// puts it back there.
 ///
@@ -92,6 +174,44 @@ pub(crate) enum Side {
     Front(DataSide<FrontPair>),
     Back(DataSide<BackPair>),
     Vf(DataSide<VfPair>),
+}
+
+/// What [`Queue::drain`] waits for.
+pub(crate) struct Unsent {
+    /// Frames that were sent and that the other side has not taken.
+    frames: usize,
+    /// The other side is there to take them.
+    up: bool,
+}
+
+impl Side {
+    /// Whether the port is gone.
+    fn is_abandoned(&self) -> bool {
+        match self {
+            Side::Front(gate) => gate.is_abandoned(),
+            Side::Back(gate) => gate.is_abandoned(),
+            Side::Vf(gate) => gate.is_abandoned(),
+        }
+    }
+
+    /// Takes the events of the queue's epoll instance. That the port is gone stays to be seen.
+    fn take_events(&self, epoll: &OwnedFd) {
+        let take = || drain(epoll);
+        match self {
+            Side::Front(gate) => gate.take_wakeups(take),
+            Side::Back(gate) => gate.take_wakeups(take),
+            Side::Vf(gate) => gate.take_wakeups(take),
+        }
+    }
+
+    /// `None`: the control thread is at the rings, or the port is gone.
+    fn unsent(&mut self, cache: &mut Cache, counters: &Counters) -> Option<Unsent> {
+        Some(match self {
+            Side::Front(gate) => gate.enter()?.unsent(cache, counters),
+            Side::Back(gate) => gate.enter()?.unsent(cache, counters),
+            Side::Vf(gate) => gate.enter()?.unsent(cache, counters),
+        })
+    }
 }
 
 impl Queue {
@@ -132,6 +252,9 @@ impl Queue {
     }
 
     /// Sends the frames of `burst`, from the front; how many. They leave the burst; what there was no room for stays.
+    ///
+    /// Frames of other ports, or of ports that are closed, are sent as well. Where the other side reads them in this
+    /// port's memory, which is so on all ports but `vhost` ones, they are copied into buffers of this port.
     ///
     /// A frame that the other side can never take (longer than its buffers, of too many segments) leaves the burst too,
     /// and is counted in [`Stats::tx_errors`].
@@ -191,19 +314,18 @@ impl Queue {
     /// A `vhost` port's frames are in the front-end's memory when they are sent; it waits only for the rest of packets
     /// that it cut.
     pub fn drain(&mut self, timeout: Duration) -> bool {
-        let deadline = Instant::now() + timeout;
+        let deadline = crate::deadline(timeout);
         let mut turns = 0u32;
         loop {
             let Parts {
                 side, cache, counters, ..
             } = self.parts();
-            let left = match side {
-                Side::Front(gate) => gate.enter().map_or(0, |mut pair| pair.unsent(cache, counters)),
-                Side::Back(gate) => gate.enter().map_or(0, |mut pair| pair.unsent(cache, counters)),
-                Side::Vf(gate) => gate.enter().map_or(0, |mut pair| pair.unsent(cache, counters)),
-            };
-            if left == 0 {
-                return true;
+            match side.unsent(cache, counters) {
+                Some(Unsent { frames: 0, .. }) => return true,
+                Some(Unsent { up: false, .. }) => return false,
+                // What was in the rings is lost.
+                None if side.is_abandoned() => return false,
+                _ => {}
             }
             if Instant::now() >= deadline {
                 return false;
@@ -250,20 +372,36 @@ impl Queue {
         unsafe { burst.forget_front(n) };
     }
 
-    /// Sleeps until frames have come, the link has changed, or `timeout` is over (`None`: no limit). `true`: frames are
-    /// there.
+    /// Whether the queue's port is open. Once it is not, the queue moves nothing any more.
+    pub fn is_open(&self) -> bool {
+        !self.parts_ref().side.is_abandoned()
+    }
+
+    /// Sleeps until frames have come, the link or a setting of the port has changed, or `timeout` is over (`None`: no
+    /// limit). `true`: frames are there.
     ///
     /// # Errors
-    /// Those of epoll_wait(2), but for EINTR, which ends the wait early with `false`.
+    /// [`NotConnected`](std::io::ErrorKind::NotConnected), at once and each time, if the port is closed or dead; those of
+    /// poll(2), but for EINTR, which ends the wait early with `false`.
     pub fn wait(&mut self, timeout: Option<Duration>) -> std::io::Result<bool> {
         if self.arm() {
             self.disarm();
             return Ok(true);
         }
+        self.still_open()?;
         let deadline = timeout.and_then(|t| Instant::now().checked_add(t));
+        // While the control thread was at the rings nothing was armed. It wakes this thread when it is done.
         let woken = poll_readable(self.as_fd(), deadline);
         let there = self.disarm();
+        self.still_open()?;
         woken.map(|_| there)
+    }
+
+    fn still_open(&self) -> std::io::Result<()> {
+        match self.is_open() {
+            true => Ok(()),
+            false => Err(closed()),
+        }
     }
 
     /// Asks the other side to notify at the next frame, for a wait on [`as_fd`](AsFd::as_fd). `true`: frames are there
@@ -281,9 +419,10 @@ impl Queue {
 
     /// Asks for no more notifications, and takes those that came. `true`: frames are there.
     pub fn disarm(&mut self) -> bool {
-        let parts = self.parts();
-        drain(&parts.epoll);
-        let Parts { side, counters, .. } = parts;
+        let Parts {
+            side, counters, epoll, ..
+        } = self.parts();
+        side.take_events(epoll);
         match side {
             Side::Front(gate) => gate.enter().is_some_and(|mut pair| {
                 pair.publish_counts(counters);
@@ -298,6 +437,11 @@ impl Queue {
                 pair.disarm()
             }),
         }
+    }
+
+    /// This queue's counters, for the thread that drives it to add to.
+    pub(crate) fn counters(&self) -> &Counters {
+        &self.parts_ref().counters
     }
 
     /// What this queue has done.
@@ -337,10 +481,19 @@ impl Parts {
 }
 
 impl AsFd for Queue {
-    /// Readable when the other side has notified since [`arm`](Queue::arm), or when the link has changed. Do not read
-    /// it: [`disarm`](Queue::disarm) does.
+    /// Readable when the other side has notified since [`arm`](Queue::arm), or when the link or a setting of the port has
+    /// changed, which may have undone the arming: disarm and arm again. It stays readable once the port is
+    /// [closed](Queue::is_open). Do not read it: [`disarm`](Queue::disarm) does.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.parts_ref().epoll.as_fd()
+    }
+}
+
+impl std::fmt::Debug for Queue {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Queue")
+            .field("index", &self.index())
+            .finish_non_exhaustive()
     }
 }
 
@@ -353,6 +506,14 @@ impl Drop for Queue {
             }
         }
     }
+}
+
+/// The answer of queues without a port.
+pub(crate) fn closed() -> std::io::Error {
+    std::io::Error::new(
+        std::io::ErrorKind::NotConnected,
+        "the port of this queue is closed: drop the queue",
+    )
 }
 
 /// Waits until `fd` is readable or the deadline has come; whether it is. An interruption counts as the deadline.
@@ -368,7 +529,7 @@ pub(crate) fn poll_readable(fd: BorrowedFd<'_>, deadline: Option<Instant>) -> st
 }
 
 /// Takes the events of an epoll instance: its members are edge-triggered, so that taking is all there is to do.
-fn drain(epoll_fd: &OwnedFd) {
+pub(crate) fn drain(epoll_fd: &OwnedFd) {
     let mut events = [std::mem::MaybeUninit::<epoll::Event>::uninit(); 8];
     let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
     let _ = epoll::wait(epoll_fd, &mut events, Some(&now));

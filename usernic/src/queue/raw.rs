@@ -53,6 +53,16 @@ pub unsafe trait Buffer {
     where
         Self: Sized;
 
+    /// Whether [`RawRing::send`] may send the frame: it is in this one segment. An implementation may refuse others as well,
+    /// for [`RawRing::send_chain`] or to be looked at before.
+    #[inline(always)]
+    fn is_plain(&self) -> bool
+    where
+        Self: Sized,
+    {
+        self.next().is_none()
+    }
+
     /// What the ring keeps while the other side has the buffer, and gives back.
     fn cookie(&self) -> u64;
 }
@@ -109,33 +119,33 @@ impl RawRing {
     #[inline(always)]
     pub fn post<B: Buffer>(&mut self, buffers: impl Iterator<Item = B>) -> usize {
         let header = self.header as u32;
-        self.ring
-            .add_each(Direction::Writable, buffers.map(move |b| (b.room(header), b.cookie())))
+        let buffers = buffers.map(move |b| (b.room(header), b.cookie()));
+        // SAFETY: what a `Buffer` promises.
+        unsafe { self.ring.add_each(Direction::Writable, buffers) }
     }
 
-    /// Sends frames, while there is room; how many, and their bytes. Stops before a frame of several segments: see
-    /// [`send_chain`](RawRing::send_chain).
+    /// Sends frames, while there is room; how many, and their bytes. Stops before a frame that is not
+    /// [plain](Buffer::is_plain), such as one of several segments: see [`send_chain`](RawRing::send_chain).
     #[inline(always)]
     pub fn send<B: Buffer>(&mut self, buffers: impl Iterator<Item = B>) -> (usize, u64) {
         let header = self.header;
         let mut bytes = 0;
-        let frames = self.ring.add_each(
-            Direction::Readable,
-            buffers.map_while(|mut b| {
-                if b.next().is_some() {
-                    return None;
-                }
-                let len = b.len();
-                bytes += u64::from(len);
-                // Before the header is written, so that what was read of the buffer need not be read again.
-                let segment = Segment {
-                    addr: b.address() - header as u64,
-                    len: len + header as u32,
-                };
-                b.write_header(header);
-                Some((segment, b.cookie()))
-            }),
-        );
+        let frames = buffers.map_while(|mut b| {
+            if !b.is_plain() {
+                return None;
+            }
+            let len = b.len();
+            bytes += u64::from(len);
+            // Before the header is written, so that what was read of the buffer need not be read again.
+            let segment = Segment {
+                addr: b.address() - header as u64,
+                len: len + header as u32,
+            };
+            b.write_header(header);
+            Some((segment, b.cookie()))
+        });
+        // SAFETY: what a `Buffer` promises.
+        let frames = unsafe { self.ring.add_each(Direction::Readable, frames) };
         (frames, bytes)
     }
 
@@ -165,19 +175,24 @@ impl RawRing {
             n += 1;
             next = segment.next();
         }
-        Ok(self.ring.add(&chain[..n], n, cookie).is_ok())
+        // SAFETY: what a `Buffer` promises of all its segments.
+        Ok(unsafe { self.ring.add(&chain[..n], n, cookie) }.is_ok())
     }
 
     /// Sends one frame whose segments the caller has put together, with its virtio-net header in the first of them;
-    /// `Ok(false)` if it does not fit now. The other side reads them until the cookie comes back.
+    /// `Ok(false)` if it does not fit now.
     ///
     /// # Errors
     /// [`TooManySegments`]: it never fits.
-    pub fn send_segments(&mut self, segments: &[Segment], cookie: u64) -> Result<bool, TooManySegments> {
+    ///
+    /// # Safety
+    /// The other side may read the segments until the cookie comes back: they stay valid, and nobody else writes them.
+    pub unsafe fn send_segments(&mut self, segments: &[Segment], cookie: u64) -> Result<bool, TooManySegments> {
         if segments.len() > usize::from(self.ring.size()) {
             return Err(TooManySegments);
         }
-        Ok(self.ring.add(segments, segments.len(), cookie).is_ok())
+        // SAFETY: by the caller.
+        Ok(unsafe { self.ring.add(segments, segments.len(), cookie) }.is_ok())
     }
 
     /// The same by way of an indirect table, so that the frame takes one descriptor of the ring. RING_INDIRECT_DESC must be
@@ -187,7 +202,8 @@ impl RawRing {
     /// [`TooManySegments`]: it never fits.
     ///
     /// # Safety
-    /// The table can be written, and nobody else uses its memory until the cookie comes back.
+    /// As for [`send_segments`](RawRing::send_segments). The table can be written, and nobody else uses its memory until the
+    /// cookie comes back.
     pub unsafe fn send_indirect(
         &mut self,
         table: Table,
@@ -202,20 +218,22 @@ impl RawRing {
         }
     }
 
-    /// Makes what was posted or sent visible, at once, and kicks if the other side asked for it.
+    /// Makes what was posted or sent visible, at once, and kicks if the other side asked for it; whether it did.
     #[inline(always)]
-    pub fn publish(&mut self) {
-        if self.ring.publish() {
+    pub fn publish(&mut self) -> bool {
+        let asked = self.ring.publish();
+        if asked {
             self.kick();
         }
+        asked
     }
 
     #[cold]
     #[inline(never)]
     fn kick(&mut self) {
         self.kicks += 1;
-        // The eventfd is ours and does not block; when its counter is full the other side has a kick to see anyway.
-        let _ = rustix::io::write(&*self.kick, &1u64.to_ne_bytes());
+        // The other side holds the eventfd, too. An error leaves a frame waiting until the next kick.
+        let _ = crate::notify::signal(&*self.kick);
     }
 
     /// Takes up to `max` buffers that the other side is done with: cookie, and bytes written into it, header included
@@ -231,9 +249,13 @@ impl RawRing {
         self.ring.set_notify(on)
     }
 
-    /// Gives back the cookie of every buffer that the other side has, and begins anew. The other side must be gone.
-    pub fn reset(&mut self, each: impl FnMut(u64)) {
-        self.ring.detach_each(each);
+    /// Gives back the cookie of every buffer that the other side has, and begins anew.
+    ///
+    /// # Safety
+    /// The other side is gone, or has said that it stopped: it does not use the ring or the buffers any more.
+    pub unsafe fn reset(&mut self, each: impl FnMut(u64)) {
+        // SAFETY: by the caller.
+        unsafe { self.ring.detach_each(each) };
     }
 
     /// Kicks so far.

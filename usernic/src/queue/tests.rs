@@ -6,7 +6,7 @@ use std::sync::Arc;
 use hugemem::{PageSize, Segment};
 use rustix::event::{EventfdFlags, eventfd};
 use virtio_ring::any::{Device, Driver, Format, Layout};
-use virtio_ring::{Options, Slot, packed};
+use virtio_ring::{Options, Slot};
 
 use super::back::{BackPair, BackRing};
 use super::front::Pair;
@@ -20,6 +20,7 @@ pub(crate) struct Both {
     pub(crate) front: Pair,
     pub(crate) front_cache: Cache,
     pub(crate) front_pool: Arc<Pool>,
+    pub(crate) segment: Arc<Segment>,
     pub(crate) front_counters: Counters,
     pub(crate) back: BackPair,
     pub(crate) back_cache: Cache,
@@ -65,17 +66,16 @@ pub(crate) fn both(format: Format, size: u16, options: Options, mergeable: bool,
     front.set_up(true);
     front.disarm();
     let mut back = BackPair::new();
-    back.memory = Arc::new(Regions::own(&segment));
+    back.memory = Arc::new(Regions::own(&segment, []));
     back.mergeable = mergeable;
-    let base = match format {
-        Format::Split => 0,
-        Format::Packed => packed::Base::START.encode(),
-    };
+    let base = format.start_base();
     for (even, which) in [(true, 0), (false, 1)] {
         // SAFETY: as above; one device a ring.
         let mut device = unsafe { Device::new(memory(which), size, options, base) }.unwrap();
         device.set_vectors(crate::port::vectors());
-        *back.ring_mut(even) = Some(BackRing::new(device, Some(event()), true));
+        let mut ring = BackRing::new(device, Some(event()), true);
+        ring.enabled = true;
+        *back.ring_mut(even) = Some(ring);
     }
     let private = Arc::new(Segment::anonymous(Pool::stride(2048) * 1024, page, None).unwrap());
     let back_pool = Pool::new(private, 0, 1024, 2048, 0, true).unwrap();
@@ -83,6 +83,7 @@ pub(crate) fn both(format: Format, size: u16, options: Options, mergeable: bool,
         front,
         front_cache: Cache::new(Arc::clone(&front_pool)),
         front_pool,
+        segment,
         front_counters: Counters::default(),
         back,
         back_cache: Cache::new(Arc::clone(&back_pool)),
@@ -92,7 +93,7 @@ pub(crate) fn both(format: Format, size: u16, options: Options, mergeable: bool,
 }
 
 impl Both {
-    fn fresh(&mut self, burst: &mut Burst, frames: &[Vec<u8>]) {
+    pub(crate) fn fresh(&mut self, burst: &mut Burst, frames: &[Vec<u8>]) {
         for frame in frames {
             assert!(self.front_cache.reserve(1) > 0, "the pool ran dry");
             // SAFETY: just taken.
@@ -103,7 +104,7 @@ impl Both {
     }
 
     /// Sends frames from the front-end, has the back-end send back what it receives, and returns what arrives.
-    fn echo(&mut self, frames: &[Vec<u8>]) -> Vec<Vec<u8>> {
+    pub(crate) fn echo(&mut self, frames: &[Vec<u8>]) -> Vec<Vec<u8>> {
         let (mut out, mut middle, mut back) = (Burst::new(32), Burst::new(32), Burst::new(32));
         let mut arrived = Vec::new();
         let mut left = frames;
@@ -153,7 +154,7 @@ impl Both {
     }
 }
 
-fn frames(count: usize, lengths: &[usize]) -> Vec<Vec<u8>> {
+pub(crate) fn frames(count: usize, lengths: &[usize]) -> Vec<Vec<u8>> {
     (0..count)
         .map(|n| {
             let len = lengths[n % lengths.len()];
@@ -269,6 +270,52 @@ fn frames_of_many_buffers_come_back_byte_for_byte() {
     }
 }
 
+/// A front-end knows its own addresses: where the back-end maps its memory in pieces, frames and their headers lie over the
+/// borders.
+#[test]
+fn frames_over_the_borders_of_regions_come_back_byte_for_byte() {
+    // In the header, in and around `num_buffers`, which is its last two bytes, and in the frame.
+    const WHERE: [u64; 8] = [1, 9, 10, 11, 12, 13, 500, 2011];
+    for (format, options, mergeable) in [
+        (Format::Split, Options::default(), true),
+        (
+            Format::Packed,
+            Options {
+                in_order: true,
+                ..Options::default()
+            },
+            false,
+        ),
+        (
+            Format::Packed,
+            Options {
+                indirect: true,
+                ..Options::default()
+            },
+            true,
+        ),
+    ] {
+        let mut both = both(format, 16, options, mergeable, 2048);
+        let mut burst = Burst::new(31);
+        both.fresh(&mut burst, &frames(31, &[60]));
+        let headers = burst
+            .iter()
+            .map(|packet| packet.meta().data() as u64 - NET_HEADER as u64);
+        let mut borders: Vec<_> = headers.zip(WHERE.iter().cycle()).map(|(at, more)| at + more).collect();
+        borders.sort_unstable();
+        drop(burst);
+        both.back.memory = Arc::new(Regions::own(&both.segment, borders));
+        let lengths = if mergeable {
+            &[60, 2000, 9000][..]
+        } else {
+            &[60, 1514, 2000]
+        };
+        let sent = frames(3000, lengths);
+        assert_eq!(both.echo(&sent), sent, "{format:?}, {options:?}");
+        both.finish();
+    }
+}
+
 #[test]
 fn without_mergeable_buffers_a_long_frame_is_dropped_and_counted() {
     for format in [Format::Split, Format::Packed] {
@@ -295,7 +342,7 @@ fn a_long_frame_is_dropped(mut both: Both) {
     assert_eq!(both.echo(&sent), sent);
 }
 
-fn bytes_of(packet: &crate::Packet) -> Vec<u8> {
+pub(crate) fn bytes_of(packet: &crate::Packet) -> Vec<u8> {
     let mut bytes = vec![0; packet.len()];
     packet.copy_to(&mut bytes);
     bytes

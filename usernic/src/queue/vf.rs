@@ -8,9 +8,10 @@ use ixgbevf::{HashType, L4, MAX_SEGMENTS, MIN_FRAME, Offload, Received, Segment,
 
 use virtio_ring::net::HashReport;
 
+use super::{Copied, SHORTEST};
 use crate::filter::Filter;
 use crate::offload::headers::{Network, Transport};
-use crate::packet::{Burst, Marks, Packet, asked};
+use crate::packet::{Burst, Marks, Packet};
 use crate::pool::{self, BULK, Cache, Meta};
 use crate::stats::Counters;
 use crate::vf::{Rings, Tx, anomalies};
@@ -33,6 +34,8 @@ pub(crate) struct Pair {
     /// What the device does for packets that are sent.
     takes: Marks,
     filter: Option<Box<Filter>>,
+    /// Bytes of the longest frame that the port takes: see [`super::longest`].
+    longest: u32,
     /// What a packet was cut into, as far as there was no room for it yet.
     cut: Burst,
     /// Violations that were counted by rings that are gone.
@@ -124,6 +127,7 @@ fn note(meta: &mut Meta, received: &Received) {
     if let Some(tag) = received.vlan() {
         meta.tag = tag;
         marks = marks.with(Marks::TAG);
+        meta.set_asks();
     }
     meta.marks = marks;
 }
@@ -142,6 +146,7 @@ impl Pair {
             up: false,
             takes,
             filter: None,
+            longest: u32::MAX,
             cut: Burst::empty(),
             anomalies: 0,
             _segment: segment,
@@ -164,6 +169,11 @@ impl Pair {
         self.up = up;
     }
 
+    /// Takes frames of packets of up to `mtu` bytes.
+    pub(crate) fn set_mtu(&mut self, mtu: u16) {
+        self.longest = super::longest(mtu);
+    }
+
     /// Which frames to receive; `None`: all that the device lets through.
     pub(crate) fn set_filter(&mut self, filter: Option<Box<Filter>>) {
         self.filter = filter;
@@ -174,13 +184,16 @@ impl Pair {
         let Some(rings) = &mut self.rings else { return 0 };
         let start = burst.len();
         let room = burst.room();
-        let mut bytes = 0u64;
+        // Of all frames, the bytes behind an Ethernet header: one that is shorter wraps around, and shows in the sum. And all
+        // bits of their lengths: no less than the longest.
+        let (mut payload, mut lengths) = (0u64, 0);
         let mut odd = self.partial.is_some();
         let mut arriving = burst.appending();
         rings.rx.poll_each(room, |received| {
             // SAFETY: a cookie of the receive ring is a buffer that `fill` posted.
             let mut meta = unsafe { buffer(received.cookie) };
-            bytes += u64::from(received.len);
+            payload += u64::from(received.len.wrapping_sub(SHORTEST as u32));
+            lengths |= received.len;
             // SAFETY: ours again.
             let m = unsafe { meta.as_mut() };
             m.received(received.len);
@@ -196,7 +209,8 @@ impl Pair {
             unsafe { arriving.push(Packet::from_meta(meta)) };
         });
         drop(arriving);
-        if odd {
+        let mut bytes = payload + ((burst.len() - start) * SHORTEST) as u64;
+        if odd || payload >> 31 != 0 || lengths > self.longest {
             bytes = self.assemble(burst, start, counters);
         }
         self.refill(cache, counters);
@@ -211,18 +225,25 @@ impl Pair {
         n
     }
 
-    /// Joins the buffers of frames that took several, and drops what is broken; the bytes that are left. The driver has
+    /// Joins the buffers of frames that took several, and drops what is broken, too short or too long; the bytes that are
+    /// left. The driver has
     /// seen to it that pieces come in order and that a frame has no more than 9,728 bytes.
     #[cold]
     #[inline(never)]
     fn assemble(&mut self, burst: &mut Burst, start: usize, counters: &Counters) -> u64 {
         let mut bytes = 0;
         let partial = &mut self.partial;
+        let longest = self.longest;
+        let fits = |packet: &Packet| {
+            (SHORTEST..=longest as usize).contains(&packet.len()) || super::fits(packet, longest, counters)
+        };
         burst.rewrite(start, |mut packet| {
             let piece = std::mem::take(&mut packet.meta_mut().hdr_len);
             if piece == 0 {
-                bytes += packet.len() as u64;
-                return Some(packet);
+                return fits(&packet).then(|| {
+                    bytes += packet.len() as u64;
+                    packet
+                });
             }
             if piece & piece::FIRST != 0 {
                 *partial = None;
@@ -245,10 +266,13 @@ impl Pair {
                     let (marks, tag, hash) = (said.marks, said.tag, (said.hash, said.hash_report));
                     let meta = packet.into_meta();
                     // SAFETY: the tail is in the chain that `head` owns.
-                    unsafe { part.tail.as_mut() }.next = Some(meta);
+                    unsafe { part.tail.as_mut() }.set_next(meta);
                     part.tail = meta;
                     let head = part.head.meta_mut();
                     (head.marks, head.tag) = (marks, tag);
+                    if marks.has(Marks::ASKED) {
+                        head.set_asks();
+                    }
                     (head.hash, head.hash_report) = hash;
                 }
             }
@@ -256,8 +280,10 @@ impl Pair {
                 return None;
             }
             let done = partial.take()?.head;
-            bytes += done.len() as u64;
-            Some(done)
+            fits(&done).then(|| {
+                bytes += done.len() as u64;
+                done
+            })
         });
         bytes
     }
@@ -301,11 +327,13 @@ impl Pair {
                 counters.rx_no_buffer.add(1);
                 break;
             }
-            let n = rx.add_each(cache.last(have).map(|meta| {
+            let buffers = cache.last(have).map(|meta| {
                 // SAFETY: the cache owns it.
                 let addr = unsafe { meta.as_ref() }.room_address();
                 (Segment { addr, len }, cookie(meta))
-            }));
+            });
+            // SAFETY: buffers of the pool, mapped for the device as long as it is not stopped, and the ring's from here on.
+            let n = unsafe { rx.add_each(buffers) };
             cache.forget_first(n, have);
             want -= n;
             if n == 0 {
@@ -313,6 +341,7 @@ impl Pair {
             }
         }
         rx.publish();
+        self.publish_counts(counters);
     }
 
     #[inline]
@@ -320,14 +349,14 @@ impl Pair {
         if !self.cut.is_empty() && !self.flush(cache, counters) {
             return 0;
         }
-        // Once a burst: where nobody ever asked for anything, nobody pays for that.
-        if asked() {
-            return super::send_asking(self, cache, burst, counters);
+        match self.send::<false>(cache, burst, counters) {
+            (sent, false) => sent,
+            (sent, true) => sent + super::send_asking(self, cache, burst, counters),
         }
-        self.send::<false>(cache, burst, counters).0
     }
 
-    /// Sends what it can; how many packets, and whether the next one asks for what the device does not do.
+    /// Sends what it can; how many packets, and whether the next one asks for what the device does not do. Without
+    /// OFFLOADS: whether it asks for anything.
     #[inline(always)]
     fn send<const OFFLOADS: bool>(
         &mut self,
@@ -345,28 +374,53 @@ impl Pair {
             self.reclaim(cache);
         }
         let takes = self.takes;
+        let own = cache.own();
         let mut bytes = 0u64;
         let mut sent = 0;
         let mut retried = false;
         let mut beyond = false;
         while let Some(rings) = &mut self.rings {
             let tx = &mut rings.tx;
-            sent += tx.add_each(burst[sent..].iter().map_while(|packet| {
+            let frames = burst[sent..].iter().map_while(|packet| {
                 let meta = packet.meta();
-                if meta.next.is_some() || !Tx::takes(meta.len) || OFFLOADS && meta.marks.has(Marks::ASKED) {
+                // What may ask for something is not plain, with OFFLOADS or without.
+                if !meta.is_plain_of(own) || !Tx::takes(meta.len) {
                     return None;
                 }
                 bytes += u64::from(meta.len);
                 Some((segment(meta), cookie(packet.meta_ptr())))
-            }));
+            });
+            // SAFETY: buffers of this port's pool, mapped for the device, which leave the burst for the ring below.
+            sent += unsafe { tx.add_each(frames) };
             // What stopped it: the end, a full ring, or a frame that is not a plain one.
             if sent == burst.len() || tx.free() == 0 {
                 break;
             }
             let packet = &mut burst[sent];
-            if OFFLOADS && packet.meta().marks.beyond(takes) {
-                beyond = true;
+            let meta = packet.meta();
+            beyond = if OFFLOADS {
+                meta.marks.beyond(takes)
+            } else {
+                meta.asks()
+            };
+            if beyond {
                 break;
+            }
+            if !meta.is_of(own) {
+                match super::copy_foreign(&mut burst[sent..], cache) {
+                    Copied::First => continue,
+                    Copied::Never => {
+                        counters.tx_errors.add(1);
+                        burst.remove(sent);
+                        continue;
+                    }
+                    Copied::NoBuffers if !retried => {
+                        retried = true;
+                        self.reclaim(cache);
+                        continue;
+                    }
+                    Copied::NoBuffers => break,
+                }
             }
             let len = packet.len() as u64;
             match send_one(tx, packet) {
@@ -418,13 +472,14 @@ impl Pair {
         });
     }
 
-    /// Frames that the device has not sent. With the link down, none: they wait for it, or for the port's end.
-    pub(crate) fn unsent(&mut self, cache: &mut Cache, counters: &Counters) -> usize {
+    /// Frames that the device has not sent. With the link down they wait for it, or for the port's end.
+    pub(crate) fn unsent(&mut self, cache: &mut Cache, counters: &Counters) -> super::Unsent {
         self.reclaim(cache);
         self.flush(cache, counters);
-        match &self.rings {
-            Some(rings) if self.up => usize::from(rings.tx.in_flight()) + self.cut.len(),
-            _ => 0,
+        let in_flight = self.rings.as_ref().map_or(0, |rings| rings.tx.in_flight().into());
+        super::Unsent {
+            frames: in_flight + self.cut.len(),
+            up: self.up,
         }
     }
 
@@ -447,6 +502,7 @@ impl Pair {
     }
 
     /// Copies the rings' own counts to where others read them.
+    #[inline(never)]
     pub(crate) fn publish_counts(&self, counters: &Counters) {
         counters.anomalies.raise(self.anomalies + self.seen());
     }
@@ -463,10 +519,13 @@ impl Pair {
         if let Some(rings) = &mut self.rings {
             let give = |cookie| {
                 // SAFETY: a cookie of our rings, given back.
-                unsafe { pool::free(buffer(cookie)) }
+                unsafe { pool::free([buffer(cookie)]) }
             };
-            rings.rx.detach_each(give);
-            rings.tx.detach_each(give);
+            // SAFETY: the device was stopped, reset or removed before.
+            unsafe {
+                rings.rx.detach_each(give);
+                rings.tx.detach_each(give);
+            }
         }
     }
 
@@ -508,7 +567,7 @@ fn send_one(tx: &mut Tx, packet: &mut Packet) -> Sent {
             *place = segment(meta);
             n += 1;
         }
-        next = meta.next;
+        next = meta.next();
     }
     if packet.len() < usize::from(MIN_FRAME) {
         return Sent::Never;
@@ -523,7 +582,8 @@ fn send_one(tx: &mut Tx, packet: &mut Packet) -> Sent {
     let Some(offload) = offload(packet) else {
         return Sent::Never;
     };
-    match tx.add(&segments[..n], &offload, cookie(packet.meta_ptr())) {
+    // SAFETY: buffers of this port's pool, mapped for the device, which the caller leaves to the ring.
+    match unsafe { tx.add(&segments[..n], &offload, cookie(packet.meta_ptr())) } {
         Ok(()) => Sent::Yes,
         Err(ixgbevf::Error::Full) => Sent::Full,
         Err(_) => Sent::Never,

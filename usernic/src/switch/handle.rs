@@ -6,12 +6,13 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, TrySendError, channel, sync_channel};
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
 
-use super::{Mac, Role, Switch, SwitchError, SwitchPort, SwitchPortStats};
+use super::{Mac, Role, Switch, SwitchError, SwitchPort, SwitchPortStats, check_name};
+use crate::Port;
 use crate::spec::PortSpec;
 
 /// Ports of a switch.
@@ -31,6 +32,8 @@ pub enum Join {
     /// See [`Role::Connect`], both ways: the named port is connected to the new one. It must not be connected to one
     /// that is there.
     Connect(String),
+    /// See [`Role::Connect`], to no port yet: its frames wait for one that is connected to it.
+    Alone,
     /// See [`Role::Reflect`].
     Reflect,
 }
@@ -89,7 +92,7 @@ pub(super) struct Desk {
 
 enum Command {
     Add(Box<SwitchPort>, Join, SyncSender<Result<(), Refused>>),
-    Remove(String, SyncSender<Result<SwitchPort, SwitchError>>),
+    Remove(String, SyncSender<Result<Box<SwitchPort>, SwitchError>>),
     Report(SwitchReport, SyncSender<SwitchReport>),
 }
 
@@ -131,10 +134,23 @@ impl SwitchHandle {
     /// Adds a port. It is opened by the calling thread; the others' frames move on meanwhile.
     ///
     /// # Errors
-    /// [`SwitchError::NameTaken`], [`SwitchError::NoPort`] and [`SwitchError::Taken`] of a neighbour,
-    /// [`SwitchError::Full`], [`SwitchError::Port`], [`SwitchError::NotRunning`].
+    /// [`SwitchError::NoName`], [`SwitchError::NameTaken`], [`SwitchError::NoPort`] and [`SwitchError::Taken`] of a
+    /// neighbour, [`SwitchError::Full`], [`SwitchError::Port`], [`SwitchError::NotRunning`].
     pub fn add(&self, name: &str, spec: PortSpec, join: Join) -> Result<(), SwitchError> {
-        let port = SwitchPort::open(name.to_owned(), spec, Role::Learn)?;
+        self.add_opened(SwitchPort::open(name.to_owned(), spec, Role::Learn)?, join)
+    }
+
+    /// Adds a port that is open, for what a spec does not say: memory of one's own
+    /// ([`Port::open_with`]), or a device that is reached in another way ([`Port::open_vf`]). Nobody has its queues.
+    ///
+    /// # Errors
+    /// Those of [`add`](SwitchHandle::add), after which the port is closed; [`SwitchError::Port`] if one of its queues is
+    /// taken.
+    pub fn add_port(&self, name: &str, port: Port, join: Join) -> Result<(), SwitchError> {
+        self.add_opened(SwitchPort::new(name.to_owned(), port, Role::Learn)?, join)
+    }
+
+    fn add_opened(&self, port: SwitchPort, join: Join) -> Result<(), SwitchError> {
         let (answer, answered) = sync_channel(1);
         self.tell(Command::Add(Box::new(port), join, answer))?;
         receive(&answered)?.map_err(|Refused(port, error)| {
@@ -179,6 +195,16 @@ impl SwitchHandle {
     }
 }
 
+/// Closes a port that nobody waits for any more. That waits for the port's control thread, which the polling thread does
+/// not do.
+#[cold]
+fn close(port: Box<SwitchPort>) {
+    // Without a thread for it the port is closed here, when the closure is dropped.
+    let _ = std::thread::Builder::new()
+        .name("switch-close".into())
+        .spawn(move || drop(port));
+}
+
 fn receive<T>(answered: &Receiver<T>) -> Result<T, SwitchError> {
     answered.recv_timeout(LIMIT).map_err(|_| SwitchError::NotRunning)
 }
@@ -205,16 +231,22 @@ impl Switch {
                 Command::Add(port, join, answer) => {
                     let result = self.add(port, join);
                     let added = result.is_ok();
-                    if answer.try_send(result).is_err() && added {
-                        self.take(self.ports.len() - 1);
+                    match answer.try_send(result) {
+                        Ok(()) => {}
+                        Err(_) if added => close(self.take(self.ports.len() - 1)),
+                        Err(TrySendError::Full(Err(refused)) | TrySendError::Disconnected(Err(refused))) => {
+                            close(refused.0);
+                        }
+                        Err(_) => {}
                     }
                 }
                 Command::Remove(name, answer) => {
-                    let result = match self.find(&name) {
-                        Ok(number) => Ok(self.take(number)),
-                        Err(error) => Err(error),
-                    };
-                    let _ = answer.try_send(result);
+                    let result = self.find(&name).map(|number| self.take(number));
+                    if let Err(TrySendError::Full(Ok(port)) | TrySendError::Disconnected(Ok(port))) =
+                        answer.try_send(result)
+                    {
+                        close(port);
+                    }
                 }
                 Command::Report(mut report, answer) => {
                     report.ports.extend(self.ports.iter().map(SwitchPort::stats));
@@ -238,13 +270,13 @@ impl Switch {
         if number >= MOST_PORTS {
             return Err(Refused(port, SwitchError::Full));
         }
-        if self.find(&port.name).is_ok() {
-            let name = port.name.clone();
-            return Err(Refused(port, SwitchError::NameTaken { name }));
+        if let Err(error) = check_name(&port.name, self.ports.iter().map(|port| port.name.as_str())) {
+            return Err(Refused(port, error));
         }
         match join {
             Join::Learn => port.role = Role::Learn,
             Join::Reflect => port.role = Role::Reflect,
+            Join::Alone => port.role = Role::Connect(NOWHERE),
             Join::Connect(name) => match self.find(&name) {
                 Err(error) => return Err(Refused(port, error)),
                 Ok(to) if matches!(self.ports[to].role, Role::Connect(other) if other != NOWHERE) => {
@@ -262,8 +294,21 @@ impl Switch {
     }
 
     /// Takes a port out; the ones behind it move up.
-    fn take(&mut self, number: usize) -> SwitchPort {
-        let port = self.ports.remove(number);
+    fn take(&mut self, number: usize) -> Box<SwitchPort> {
+        self.drop_held(number);
+        let port = Box::new(self.ports.remove(number));
+        let counted = port.stats();
+        match &mut self.removed {
+            Some(removed) => *removed += &counted,
+            None => {
+                let name = "(removed ports)".to_owned();
+                self.removed = Some(SwitchPortStats {
+                    name,
+                    link_up: false,
+                    ..counted
+                });
+            }
+        }
         self.table.remove(number as u16);
         for other in &mut self.ports {
             if let Role::Connect(to) = &mut other.role {

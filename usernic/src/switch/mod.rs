@@ -20,11 +20,14 @@ use crate::offload::Steering;
 use crate::packet::{Burst, Packet};
 use crate::port::Port;
 use crate::queue::Queue;
-use crate::spec::PortSpec;
-use crate::stats::Stats;
+use crate::spec::{Kind, PortSpec};
+use crate::stats::{Counters, Stats};
 
 /// Frames that are taken from a queue at a time.
 const BURST: usize = 32;
+
+/// Bytes of an Ethernet header: a frame with fewer is a runt.
+const HEADER: usize = 14;
 
 /// What to do with a port's frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
@@ -45,10 +48,13 @@ pub struct SwitchConfig {
     pub ports: Vec<(String, PortSpec, Role)>,
     /// How long an address is remembered.
     pub ageing: Duration,
-    /// Addresses that are remembered.
+    /// Addresses that are remembered, [`MacTable::MOST`] at the most.
     pub addresses: usize,
     /// How long to poll without a frame before sleeping.
     pub idle: Duration,
+    /// Flood frames for the link-local groups 01:80:c2:00:00:00 to 01:80:c2:00:00:0f, which a bridge does not forward
+    /// (IEEE 802.1Q, 8.6.3). A cross-connect passes them either way.
+    pub forward_link_local: bool,
 }
 
 impl Default for SwitchConfig {
@@ -58,6 +64,7 @@ impl Default for SwitchConfig {
             ageing: Duration::from_secs(300),
             addresses: 4096,
             idle: Duration::from_micros(200),
+            forward_link_local: false,
         }
     }
 }
@@ -74,10 +81,23 @@ pub struct SwitchPortStats {
     pub stats: Stats,
     /// Frames for it that were dropped since it was full or down.
     pub dropped: u64,
-    /// Frames from it that went nowhere: their destination is behind it, or there is no other port.
+    /// Frames from it that went nowhere: their destination is behind it, or a link-local group, or there is no other port.
     pub filtered: u64,
     /// Frames from it that were flooded.
     pub flooded: u64,
+    /// Copies of flooded frames from it: one less than the ports that a frame was flooded to.
+    pub copies: u64,
+}
+
+impl std::ops::AddAssign<&SwitchPortStats> for SwitchPortStats {
+    /// Adds the counters; name and link stay.
+    fn add_assign(&mut self, other: &SwitchPortStats) {
+        self.stats += other.stats;
+        self.dropped += other.dropped;
+        self.filtered += other.filtered;
+        self.flooded += other.flooded;
+        self.copies += other.copies;
+    }
 }
 
 /// A switch. See the module.
@@ -85,9 +105,12 @@ pub struct Switch {
     ports: Vec<SwitchPort>,
     table: MacTable,
     idle: Duration,
+    forward_link_local: bool,
     started: Instant,
     now: u32,
     desk: handle::Desk,
+    /// What ports that were removed had counted.
+    removed: Option<SwitchPortStats>,
 }
 
 struct SwitchPort {
@@ -103,9 +126,12 @@ struct SwitchPort {
     lanes: [Burst; 2],
     /// Its MAC table entries are to go: it was up and is down.
     was_up: bool,
+    /// Bytes of the longest frame that the port's MTU allows, without VLAN tags.
+    longest: usize,
     dropped: u64,
     filtered: u64,
     flooded: u64,
+    copies: u64,
 }
 
 /// A switch that cannot be.
@@ -138,6 +164,12 @@ pub enum SwitchError {
         /// The name.
         name: String,
     },
+    /// The name is empty, or has control characters, which would break lines of logs.
+    #[error("a port needs a name, without control characters: {name:?}")]
+    NoName {
+        /// The name.
+        name: String,
+    },
     /// No port has this name.
     #[error("there is no port {name}")]
     NoPort {
@@ -149,6 +181,12 @@ pub enum SwitchError {
     Taken {
         /// Its name.
         name: String,
+    },
+    /// No table has so many addresses.
+    #[error("addresses={addresses}: a switch remembers at most {} addresses", MacTable::MOST)]
+    Addresses {
+        /// So many were asked for.
+        addresses: usize,
     },
     /// There is no room for another port.
     #[error("a switch has at most {} ports", handle::MOST_PORTS)]
@@ -167,22 +205,10 @@ impl Switch {
     /// # Errors
     /// [`SwitchError`]; what was opened is closed again.
     pub fn new(config: SwitchConfig) -> Result<Self, SwitchError> {
-        let count = config.ports.len();
+        config.check()?;
         // Room for some that are added later.
-        let mut ports = Vec::with_capacity(count.next_power_of_two().max(64));
-        if count > handle::MOST_PORTS {
-            return Err(SwitchError::Full);
-        }
-        for (number, (name, spec, role)) in config.ports.into_iter().enumerate() {
-            if let Role::Connect(to) = role
-                && (to >= count || to == number)
-            {
-                return Err(SwitchError::Connect {
-                    port: number,
-                    to,
-                    ports: count,
-                });
-            }
+        let mut ports = Vec::with_capacity(config.ports.len().next_power_of_two().max(64));
+        for (name, spec, role) in config.ports {
             ports.push(SwitchPort::open(name, spec, role)?);
         }
         let started = Instant::now();
@@ -191,9 +217,11 @@ impl Switch {
             ports,
             table: MacTable::new(config.addresses, config.ageing, key),
             idle: config.idle,
+            forward_link_local: config.forward_link_local,
             started,
             now: 1,
             desk: handle::Desk::new()?,
+            removed: None,
         })
     }
 
@@ -254,10 +282,14 @@ impl Switch {
             if port.was_up && !up {
                 self.table.forget(number as u16);
             }
+            // Only a port of the bridge that is up has addresses; what another one announces is thrown away.
             for address in port.port.take_announcements() {
-                self.table.learn(Mac::new(address), number as u16, self.now);
+                if up && port.role == Role::Learn {
+                    self.table.learn(Mac::new(address), number as u16, self.now);
+                }
             }
             port.was_up = up;
+            port.longest = longest(&port.port);
         }
     }
 
@@ -272,23 +304,29 @@ impl Switch {
         }
         let mut burst = std::mem::replace(&mut port.held[queue], Burst::empty());
         for packet in burst.drain() {
-            let Some(header) = packet.header::<12>() else {
-                self.ports[number].filtered += 1;
+            let Some(header) = packet.header::<HEADER>() else {
+                self.ports[number].queues[queue].counters().rx_runts.add(1);
                 continue;
             };
-            let [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5] = header;
+            let [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5, _, _] = header;
             let destination = Mac::new([d0, d1, d2, d3, d4, d5]);
             self.table
                 .learn(Mac::new([s0, s1, s2, s3, s4, s5]), number as u16, self.now);
-            let known = if destination.is_group() {
-                None
-            } else {
-                self.table.lookup(destination, self.now)
-            };
-            match known {
-                Some(to) if usize::from(to) == number => self.ports[number].filtered += 1,
-                Some(to) => self.ports[usize::from(to)].enqueue(packet, queue),
-                None => self.flood(number, packet, queue),
+            if destination.is_group() {
+                if destination.is_link_local() && !self.forward_link_local {
+                    self.ports[number].filtered += 1;
+                } else {
+                    self.flood(number, packet, queue);
+                }
+                continue;
+            }
+            match self.table.lookup(destination, self.now).map(usize::from) {
+                Some(to) if to == number => self.ports[number].filtered += 1,
+                // Whatever the table says: a port outside the bridge gets none of its frames.
+                Some(to) if self.ports.get(to).is_some_and(|port| port.role == Role::Learn) => {
+                    self.ports[to].enqueue(packet, queue);
+                }
+                _ => self.flood(number, packet, queue),
             }
         }
         self.ports[number].held[queue] = burst;
@@ -306,6 +344,7 @@ impl Switch {
                 continue;
             }
             if let Some(to) = last.replace(to) {
+                self.ports[from].copies += 1;
                 self.ports[to].enqueue_copy(&packet, queue);
             }
         }
@@ -326,6 +365,9 @@ impl Switch {
         let SwitchPort { queues, held, .. } = from;
         let burst = &mut held[queue];
         let n = queues[queue].rx(burst);
+        if burst.iter().any(|packet| to.is_odd(packet)) {
+            to.keep_out(burst, 0, queues[queue].counters());
+        }
         // Frames that are held move too, when there is room again.
         let sent = match to.port.steering() {
             Some(steering) => to.spread(&steering, burst),
@@ -388,21 +430,48 @@ impl Switch {
     }
 
     /// Moves what ports have sent already, for at most `limit`, and waits until the other sides have taken it: for when
-    /// the switch is about to be dropped. Whether nothing was left.
+    /// the switch is about to be dropped. What is still held then is dropped, and counted. Whether nothing was left.
     pub fn drain(&mut self, limit: Duration) -> bool {
-        let deadline = Instant::now() + limit;
-        while self.turn() > 0 {
-            if Instant::now() >= deadline {
-                return false;
-            }
+        let deadline = crate::deadline(limit);
+        let mut late = false;
+        while !late && self.turn() > 0 {
+            late = Instant::now() >= deadline;
         }
-        let mut queues = self.ports.iter_mut().flat_map(|port| &mut port.queues);
-        queues.all(|queue| queue.drain(deadline.saturating_duration_since(Instant::now())))
-            && self
-                .ports
-                .iter()
-                .flat_map(|port| &port.held)
-                .all(|held| held.is_empty())
+        let queues = self.ports.iter_mut().flat_map(|port| &mut port.queues);
+        // All of them, also behind one whose other side is gone.
+        let drain = |all, queue: &mut Queue| queue.drain(deadline.saturating_duration_since(Instant::now())) && all;
+        let drained = queues.fold(!late, drain);
+        let mut held = 0;
+        for number in 0..self.ports.len() {
+            held += self.drop_held(number);
+        }
+        drained && held == 0
+    }
+
+    /// Drops the frames that a port's neighbour has not taken, and counts them; how many.
+    fn drop_held(&mut self, number: usize) -> u64 {
+        let port = &mut self.ports[number];
+        let mut count = 0;
+        for held in &mut port.held {
+            count += held.len() as u64;
+            held.clear();
+        }
+        let receiver = match port.role {
+            Role::Connect(to) => self.ports.get_mut(to),
+            Role::Learn | Role::Reflect => self.ports.get_mut(number),
+        };
+        match receiver {
+            Some(receiver) => receiver.dropped += count,
+            // The neighbour is gone: they go nowhere.
+            None => self.ports[number].filtered += count,
+        }
+        count
+    }
+
+    /// The sum of what ports counted that were removed; `None`: none was. Ports that are there and this one together have
+    /// counted every frame.
+    pub fn removed(&self) -> Option<&SwitchPortStats> {
+        self.removed.as_ref()
     }
 
     /// The ports, in their order.
@@ -413,17 +482,20 @@ impl Switch {
 
 impl SwitchPort {
     fn open(name: String, spec: PortSpec, role: Role) -> Result<Self, SwitchError> {
-        let opened = Port::open_spec(spec).and_then(|port| {
-            let queues = (0..port.queue_count())
-                .map(|i| port.queue(i))
-                .collect::<Result<Vec<_>, _>>()?;
-            Ok((port, queues))
-        });
-        let (port, queues) = match opened {
-            Ok(opened) => opened,
+        match Port::open_spec(spec) {
+            Ok(port) => Self::new(name, port, role),
+            Err(source) => Err(SwitchError::Port { name, source }),
+        }
+    }
+
+    fn new(name: String, port: Port, role: Role) -> Result<Self, SwitchError> {
+        let queues = (0..port.queue_count()).map(|index| port.queue(index));
+        let queues: Vec<Queue> = match queues.collect() {
+            Ok(queues) => queues,
             Err(source) => return Err(SwitchError::Port { name, source }),
         };
         let held = queues.iter().map(|_| Burst::new(BURST)).collect();
+        let longest = longest(&port);
         Ok(SwitchPort {
             name,
             port,
@@ -433,9 +505,11 @@ impl SwitchPort {
             out: Burst::new(BURST),
             lanes: [Burst::new(BURST), Burst::new(BURST)],
             was_up: false,
+            longest,
             dropped: 0,
             filtered: 0,
             flooded: 0,
+            copies: 0,
         })
     }
 
@@ -447,6 +521,46 @@ impl SwitchPort {
             dropped: self.dropped,
             filtered: self.filtered,
             flooded: self.flooded,
+            copies: self.copies,
+        }
+    }
+
+    /// Whether a frame is a runt, or longer than this port's MTU allows without a closer look.
+    #[inline(always)]
+    fn is_odd(&self, packet: &Packet) -> bool {
+        !(HEADER..=self.longest).contains(&packet.len())
+    }
+
+    /// Whether a frame, or each of those that it is to be cut into, is no longer than the port's MTU allows.
+    #[cold]
+    #[inline(never)]
+    fn admits(&self, packet: &Packet) -> bool {
+        let (longest, tags) = packet.longest_frame();
+        longest <= self.longest + tags
+    }
+
+    /// Drops runts, and what is too long for this port, from `start` on. `sender` has the counters of the queue that the
+    /// burst was received on.
+    #[cold]
+    #[inline(never)]
+    fn keep_out(&self, burst: &mut Burst, start: usize, sender: &Counters) {
+        burst.rewrite(start, |packet| {
+            if packet.len() < HEADER {
+                sender.rx_runts.add(1);
+                return None;
+            }
+            if packet.len() > self.longest && !self.admits(&packet) {
+                self.count_oversize();
+                return None;
+            }
+            Some(packet)
+        });
+    }
+
+    fn count_oversize(&self) {
+        // A port has at least one queue.
+        if let Some(queue) = self.queues.first() {
+            queue.counters().tx_oversize.add(1);
         }
     }
 
@@ -461,6 +575,10 @@ impl SwitchPort {
     }
 
     fn enqueue(&mut self, packet: Packet, queue: usize) {
+        if packet.len() > self.longest && !self.admits(&packet) {
+            self.count_oversize();
+            return;
+        }
         if self.out.room() == 0 {
             self.flush(queue);
         }
@@ -516,10 +634,12 @@ impl SwitchPort {
     }
 
     fn reflect(&mut self, queue: usize) -> usize {
-        let SwitchPort { queues, held, .. } = self;
-        let (queue, burst) = (&mut queues[queue], &mut held[queue]);
+        let mut burst = std::mem::replace(&mut self.held[queue], Burst::empty());
         let before = burst.len();
-        let n = queue.rx(burst);
+        let n = self.queues[queue].rx(&mut burst);
+        if burst[before..].iter().any(|packet| self.is_odd(packet)) {
+            self.keep_out(&mut burst, before, self.queues[queue].counters());
+        }
         for packet in &mut burst[before..] {
             if let Some(mut header) = packet.header::<12>() {
                 header.rotate_left(6);
@@ -527,11 +647,61 @@ impl SwitchPort {
                 let _ = packet.write_at(0, &header);
             }
         }
-        n + if burst.is_empty() { 0 } else { queue.tx(burst) }
+        let sent = self.queues[queue].tx(&mut burst);
+        self.held[queue] = burst;
+        n + sent
     }
 }
 
+/// Bytes of the longest frame that a port's MTU allows, without VLAN tags. What a front-end says of its own MTU does not
+/// change that of a `vhost` port.
+fn longest(port: &Port) -> usize {
+    let mtu = match port.spec().kind {
+        Kind::Vhost => port.spec().mtu,
+        Kind::VirtioUser | Kind::Vf => port.mtu(),
+    };
+    HEADER + usize::from(mtu)
+}
+
+/// Whether a port may have a name beside ports of `others`.
+fn check_name<'a>(name: &str, mut others: impl Iterator<Item = &'a str>) -> Result<(), SwitchError> {
+    if name.is_empty() || name.contains(char::is_control) {
+        return Err(SwitchError::NoName { name: name.to_owned() });
+    }
+    if others.any(|other| other == name) {
+        return Err(SwitchError::NameTaken { name: name.to_owned() });
+    }
+    Ok(())
+}
+
 impl SwitchConfig {
+    /// Whether there can be such a switch, as far as that can be said before a port is opened: [`Switch::new`] asks this
+    /// first.
+    ///
+    /// # Errors
+    /// [`SwitchError::NoName`], [`SwitchError::NameTaken`], [`SwitchError::Connect`], [`SwitchError::Full`],
+    /// [`SwitchError::Addresses`].
+    pub fn check(&self) -> Result<(), SwitchError> {
+        let ports = self.ports.len();
+        if ports > handle::MOST_PORTS {
+            return Err(SwitchError::Full);
+        }
+        if self.addresses > MacTable::MOST {
+            let addresses = self.addresses;
+            return Err(SwitchError::Addresses { addresses });
+        }
+        for (port, (name, _, role)) in self.ports.iter().enumerate() {
+            check_name(name, self.ports[..port].iter().map(|(name, ..)| name.as_str()))?;
+            match *role {
+                Role::Connect(to) if to >= ports || to == port => {
+                    return Err(SwitchError::Connect { port, to, ports });
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
     /// A learning switch that listens on each of `paths`.
     pub fn learning(paths: impl IntoIterator<Item = std::path::PathBuf>) -> Self {
         let ports = paths

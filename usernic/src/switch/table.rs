@@ -25,6 +25,12 @@ impl Mac {
     pub fn is_group(self) -> bool {
         self.0 >> 40 & 1 == 1
     }
+
+    /// One of the groups 01:80:c2:00:00:00 to 01:80:c2:00:00:0f, whose frames stay on their link (IEEE 802.1Q, table 8-1).
+    #[inline]
+    pub fn is_link_local(self) -> bool {
+        self.0 >> 4 == 0x0180_c200_0000 >> 4
+    }
 }
 
 impl std::fmt::Display for Mac {
@@ -61,9 +67,13 @@ pub struct MacTable {
 }
 
 impl MacTable {
-    /// A table of about `entries` addresses, each forgotten when not seen for `ageing`.
+    /// The most addresses that a table is made for: 256 MiB of entries.
+    pub const MOST: usize = 1 << 24;
+
+    /// A table of about `entries` addresses, [`MOST`](MacTable::MOST) at the most, each forgotten when not seen for
+    /// `ageing`.
     pub fn new(entries: usize, ageing: Duration, key: u64) -> Self {
-        let sets = entries.div_ceil(WAYS).next_power_of_two();
+        let sets = entries.min(Self::MOST).div_ceil(WAYS).next_power_of_two();
         let ageing = u32::try_from(ageing.as_millis()).unwrap_or(u32::MAX).max(1);
         MacTable {
             sets: vec![[FREE; WAYS]; sets].into_boxed_slice(),
@@ -201,6 +211,16 @@ mod tests {
         table.learn(mac(1), 2, u32::MAX - 10);
         assert_eq!(table.lookup(mac(1), 50), Some(2));
         assert_eq!(table.lookup(mac(1), 300_000), None);
+    }
+
+    #[test]
+    fn sixteen_groups_are_link_local() {
+        let group = |last: u8| Mac::new([0x01, 0x80, 0xc2, 0, 0, last]);
+        assert_eq!((0..=255).filter(|n| group(*n).is_link_local()).count(), 16);
+        assert!(group(0).is_link_local() && group(15).is_link_local());
+        for other in [[0xff; 6], [0, 0x80, 0xc2, 0, 0, 0], [0x01, 0x80, 0xc2, 0, 1, 0]] {
+            assert!(!Mac::new(other).is_link_local());
+        }
     }
 
     #[test]

@@ -53,8 +53,15 @@ impl Function {
     /// [`Error::Vf`].
     pub fn set_filter(&mut self, filter: Option<Filter>) -> Result<(), Error> {
         let before = self.filter.take();
+        let mac = self.vf.mac();
         if let Err(error) = self.ask(before.as_ref(), filter.as_ref()) {
-            if let Err(again) = self.ask(filter.as_ref(), before.as_ref()) {
+            let again = self.ask(filter.as_ref(), before.as_ref());
+            // Without a filter before nothing says which address it was.
+            let again = again.and_then(|()| match self.vf.mac() == mac {
+                true => Ok(()),
+                false => self.vf.set_mac(mac),
+            });
+            if let Err(again) = again {
                 tracing::warn!("{}: the filter of before is not granted any more: {again}", self.name());
             }
             self.filter = before;

@@ -95,6 +95,7 @@ impl Function {
     /// # Errors
     /// [`Error::Spec`], [`Error::Vf`], [`Error::Vfio`].
     pub fn on(hardware: Box<dyn Hardware>, pause: Pause, spec: &PortSpec) -> Result<Self, Error> {
+        spec.check()?;
         spec.check_vf()?;
         let name = hardware.name();
         let (vendor, device) = hardware.ids()?;

@@ -33,10 +33,7 @@ pub fn find(host: &Host, environment: impl IntoIterator<Item = (String, String)>
     if !named {
         nodes = host.names("dev/vfio");
         nodes.retain(|name| name != "vfio" && name != "devices");
-        for group in nodes
-            .iter()
-            .filter_map(|name| name.strip_prefix("noiommu-").unwrap_or(name).parse().ok())
-        {
+        for group in nodes.iter().filter_map(|name| Host::group_of_node(name)) {
             let members = host.group_members(group).into_iter();
             found.extend(members.filter_map(|m| m.device.parse::<Address>().ok()));
         }

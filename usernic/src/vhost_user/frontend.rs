@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
@@ -10,7 +11,7 @@ use vhost_proto::{Command, F_PROTOCOL_FEATURES, Frontend, ProtocolFeatures, Repl
 use virtio_ring::Features;
 use virtio_ring::net::Config;
 
-use super::socket::{Read, connect_to, read, wait, write};
+use super::socket::{Read, connect_until, read_bytes, wait, wait_beside, write_beside};
 use super::{Error, Region, RingSetup};
 
 /// Device status bits (virtio 1.3, 2.1).
@@ -48,12 +49,29 @@ pub struct Offered {
     pub regions: usize,
 }
 
-/// A connection to a back-end, driven by whoever holds it: every call sends, and waits for the answer.
+/// How long a back-end may be silent while another connection waits.
+const PATIENCE: Duration = Duration::from_millis(200);
+
+/// The longest that a port waits for its rings to be stopped when it is closed. A back-end that takes longer sees that the
+/// connection is gone.
+const GOODBYE: Duration = Duration::from_millis(500);
+
+/// A connection to a back-end, driven by whoever holds it: every call sends, and waits for the answers. It has one time
+/// limit, however many messages it takes.
 #[derive(Debug)]
 pub struct FrontendSession {
     socket: OwnedFd,
     path: PathBuf,
     timeout: Duration,
+    /// The end of the call that runs, and of the operation of several calls that runs, if one does.
+    until: Instant,
+    operation: Option<Instant>,
+    /// An eventfd that ends every wait once it is readable.
+    stop: Option<Arc<OwnedFd>>,
+    /// Readable when another connection waits for this one to end.
+    rival: Option<OwnedFd>,
+    /// The first questions are asked.
+    asked: bool,
     machine: Frontend<OwnedFd>,
     offered: Option<Offered>,
     rings: Vec<u32>,
@@ -77,12 +95,21 @@ struct Shared {
 }
 
 impl FrontendSession {
-    /// Connects to the back-end that listens at `path`. `timeout` is for each answer.
+    /// Connects to the back-end that listens at `path`. `timeout` is for each call, this one included.
     ///
     /// # Errors
     /// [`Error::PathTooLong`], [`Error::NoSocket`], [`Error::NobodyListens`], [`Error::Socket`].
     pub fn connect(path: &Path, timeout: Duration) -> Result<Self, Error> {
-        Ok(Self::new(connect_to(path, timeout)?, path, timeout))
+        Self::connect_beside(path, timeout, None)
+    }
+
+    /// The same, until `stop` is readable. That ends later waits, too, except that of [`stop`](FrontendSession::stop).
+    pub(crate) fn connect_beside(path: &Path, timeout: Duration, stop: Option<Arc<OwnedFd>>) -> Result<Self, Error> {
+        let deadline = crate::deadline(timeout);
+        let socket = connect_until(path, deadline, stop.as_deref().map(AsFd::as_fd))?;
+        let mut session = Self::new(socket, path, timeout);
+        session.stop_by(stop);
+        Ok(session)
     }
 
     /// Over a connection that was made already. `path` is for messages.
@@ -91,6 +118,11 @@ impl FrontendSession {
             socket,
             path: path.to_owned(),
             timeout,
+            until: crate::deadline(timeout),
+            operation: None,
+            stop: None,
+            rival: None,
+            asked: false,
             machine: Frontend::new(),
             offered: None,
             rings: Vec::new(),
@@ -102,14 +134,56 @@ impl FrontendSession {
         }
     }
 
+    /// Ends every wait once `stop` is readable: [`Error::Stopped`].
+    pub(crate) fn stop_by(&mut self, stop: Option<Arc<OwnedFd>>) {
+        self.stop = stop;
+    }
+
+    /// Gives way to another connection, which makes `rival` readable, when the back-end is silent: [`Error::GaveWay`].
+    pub(crate) fn give_way_to(&mut self, rival: Option<OwnedFd>) {
+        self.rival = rival;
+    }
+
+    /// Begins an operation of several calls: they have one time limit together, until [`end`](FrontendSession::end).
+    pub fn begin(&mut self) {
+        self.operation = Some(crate::deadline(self.timeout));
+    }
+
+    /// Ends the operation: each call has a time limit of its own again.
+    pub fn end(&mut self) {
+        self.operation = None;
+    }
+
+    /// A call begins.
+    fn call(&mut self) {
+        self.until = self.operation.unwrap_or_else(|| crate::deadline(self.timeout));
+    }
+
+    /// Becomes the owner, and asks what the back-end offers. Does not wait for the answer.
+    pub(crate) fn hello(&mut self) -> Result<(), Error> {
+        if !self.asked {
+            self.asked = true;
+            self.call();
+            self.tell(Command::SetOwner)?;
+            self.send(Command::GetFeatures, &[], true)?;
+        }
+        Ok(())
+    }
+
+    /// Whether the back-end has said something, or is gone.
+    pub(crate) fn is_readable(&self) -> bool {
+        wait(self.socket.as_fd(), false, Instant::now()).unwrap_or(true)
+    }
+
     /// Becomes the owner, and asks what the back-end offers.
     ///
     /// # Errors
     /// Those of a connection: [`Error::Timeout`], [`Error::Closed`], [`Error::Protocol`], [`Error::Socket`].
     pub fn offer(&mut self) -> Result<Offered, Error> {
-        self.tell(Command::SetOwner)?;
-        let features = match self.ask(Command::GetFeatures, &[])? {
-            Some(Reply::Features(features)) => features,
+        self.hello()?;
+        self.call();
+        let features = match self.answer().map_err(both_ends)? {
+            Reply::Features(features) => features,
             _ => return Err(self.confused()),
         };
         let mut offered = Offered {
@@ -161,6 +235,7 @@ impl FrontendSession {
         regions: &[Region<'_>],
         rings: &[(u32, RingSetup<'_>)],
     ) -> Result<(), Error> {
+        self.call();
         let protocol = self.machine.protocol_features();
         // Some back-ends make the ring's state when its call descriptor comes, so it comes first.
         for &(index, ring) in rings {
@@ -180,7 +255,7 @@ impl FrontendSession {
                 _ => return Err(self.confused()),
             }
         }
-        self.share(regions)?;
+        self.share_regions(regions)?;
         for &(index, ring) in rings {
             self.tell(Command::SetVringNum(index, ring.num.into()))?;
             self.tell(Command::SetVringBase(index, ring.base))?;
@@ -216,6 +291,7 @@ impl FrontendSession {
         if self.machine.offered() & F_PROTOCOL_FEATURES == 0 {
             return Ok(false);
         }
+        self.call();
         for ring in 0..2 * u32::from(pairs) {
             self.tell(Command::SetVringEnable(ring, ring < 2 * u32::from(active)))?;
         }
@@ -224,16 +300,24 @@ impl FrontendSession {
         Ok(true)
     }
 
-    /// Says which MTU the port has, if the back-end wants to know that. After [`start`](FrontendSession::start), with
-    /// VIRTIO_NET_F_MTU among the features.
+    /// Says which MTU the port has, if the back-end wants to know that; `false`: it refuses that MTU. After
+    /// [`start`](FrontendSession::start), with VIRTIO_NET_F_MTU among the features. A back-end that refuses it is as good as
+    /// one that does not want to know.
     ///
     /// # Errors
     /// Those of a connection.
-    pub fn set_mtu(&mut self, mtu: u16) -> Result<(), Error> {
-        if self.machine.protocol_features().contains(ProtocolFeatures::MTU) {
-            self.ask(Command::NetSetMtu(mtu), &[])?;
+    pub fn set_mtu(&mut self, mtu: u16) -> Result<bool, Error> {
+        if !self.machine.protocol_features().contains(ProtocolFeatures::MTU) {
+            return Ok(true);
         }
-        Ok(())
+        self.call();
+        match self.ask(Command::NetSetMtu(mtu), &[]) {
+            Err(Error::Protocol {
+                source: vhost_proto::Error::Refused { .. },
+                ..
+            }) => Ok(false),
+            other => other.map(|_| true),
+        }
     }
 
     /// The configuration space, as far as it exists with these features; `None`: the back-end has none.
@@ -245,6 +329,7 @@ impl FrontendSession {
         if len == 0 || !self.machine.protocol_features().contains(ProtocolFeatures::CONFIG) {
             return Ok(None);
         }
+        self.call();
         match self.ask(Command::GetConfig(0, len as u32), &[])? {
             Some(Reply::Config(bytes, count)) if count == len => Ok(Some(Config::parse(&bytes[..len]))),
             Some(Reply::Config(..)) => Ok(None),
@@ -260,6 +345,7 @@ impl FrontendSession {
         if !self.machine.protocol_features().contains(ProtocolFeatures::BACKEND_REQ) {
             return Ok(());
         }
+        self.call();
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None)
             .map_err(|e| Error::socket("making a socket for", &self.path, e))?;
@@ -279,29 +365,29 @@ impl FrontendSession {
     /// Those of a connection.
     pub fn requests(&mut self) -> Result<bool, Error> {
         let mut changed = false;
+        self.call();
         let Some((socket, mut channel)) = self.channel.take() else {
             return Ok(false);
         };
+        let stop = self.stop.clone();
+        let stop = stop.as_deref().map(AsFd::as_fd);
         let mut bytes = [0u8; 1024];
-        let mut fds = Vec::new();
         for _ in 0..REQUESTS {
             let wants = channel.wants().min(bytes.len());
-            let n = match read(socket.as_fd(), &mut bytes[..wants], &mut fds) {
+            let n = match read_bytes(socket.as_fd(), &mut bytes[..wants]) {
                 Ok(Read::Bytes(n)) => n,
                 Ok(Read::Nothing) => break,
                 // It has no more requests; what is wrong with it shows on the connection itself.
                 Ok(Read::Closed) => return Ok(changed),
                 Err(e) => return Err(Error::socket("reading requests of", &self.path, e)),
             };
-            let asked = channel
-                .receive(&bytes[..n], fds.drain(..))
-                .map_err(|e| self.protocol(e))?;
+            let asked = channel.receive(&bytes[..n], []).map_err(|e| self.protocol(e))?;
             let Some((notice, pending)) = asked else { continue };
             let known = matches!(notice, Notice::ConfigChange);
             changed |= known;
             if let Some(pending) = pending {
                 let answer = pending.answer(known);
-                write(socket.as_fd(), answer.bytes(), &[], Instant::now() + self.timeout)
+                write_beside(socket.as_fd(), answer.bytes(), &[], self.until, stop)
                     .map_err(|e| Error::socket("answering a request of", &self.path, e))?;
             }
         }
@@ -309,14 +395,15 @@ impl FrontendSession {
         Ok(changed)
     }
 
-    /// The limit to a wait for an answer.
-    pub(crate) fn timeout_of(&self, step: &'static str) -> (Duration, Error) {
+    /// When a wait for an answer that comes by other ways ends, what ends it early, and the error then.
+    pub(crate) fn limit_of(&self, step: &'static str) -> (Instant, Option<BorrowedFd<'_>>, Error) {
         let error = Error::Timeout {
             path: self.path.clone(),
             step,
-            ms: self.timeout.as_millis() as u64,
+            ms: u64::try_from(self.timeout.as_millis()).unwrap_or(u64::MAX),
         };
-        (self.timeout, error)
+        let until = self.operation.unwrap_or_else(|| crate::deadline(self.timeout));
+        (until, self.stop.as_deref().map(AsFd::as_fd), error)
     }
 
     /// Has the back-end announce an address; whether it can.
@@ -327,6 +414,7 @@ impl FrontendSession {
         if !self.machine.protocol_features().contains(ProtocolFeatures::RARP) {
             return Ok(false);
         }
+        self.call();
         self.tell(Command::SendRarp(address))?;
         self.flush()?;
         Ok(true)
@@ -340,6 +428,11 @@ impl FrontendSession {
     /// # Errors
     /// Those of a connection; [`Error::Setup`] if there are more regions than the back-end takes.
     pub fn share(&mut self, regions: &[Region<'_>]) -> Result<(), Error> {
+        self.call();
+        self.share_regions(regions)
+    }
+
+    fn share_regions(&mut self, regions: &[Region<'_>]) -> Result<(), Error> {
         let mut wanted = Vec::with_capacity(regions.len());
         for r in regions {
             let stat = rustix::fs::fstat(r.fd).map_err(|e| Error::socket("fstat(2) of memory for", &self.path, e))?;
@@ -402,11 +495,15 @@ impl FrontendSession {
         Ok(slots)
     }
 
-    /// Disables and stops all rings: when this returns the back-end touches them no more.
+    /// Disables and stops all rings: when this returns the back-end touches them no more. It waits half a second at the
+    /// most.
     ///
     /// # Errors
     /// Those of a connection.
     pub fn stop(&mut self) -> Result<(), Error> {
+        self.until = Instant::now() + self.timeout.min(GOODBYE);
+        // It ends waits so that there is time for this one.
+        self.stop = None;
         let rings = std::mem::take(&mut self.rings);
         if self.machine.offered() & F_PROTOCOL_FEATURES != 0 {
             for &index in &rings {
@@ -425,6 +522,7 @@ impl FrontendSession {
     /// # Errors
     /// Those of a connection; [`Error::Closed`] above all.
     pub fn service(&mut self) -> Result<(), Error> {
+        self.step = "";
         match self.take()? {
             None => Ok(()),
             Some(_) => Err(self.confused()),
@@ -449,15 +547,34 @@ impl FrontendSession {
         if !self.send(command, fds, true)? {
             return Ok(None);
         }
-        let deadline = Instant::now() + self.timeout;
+        self.answer().map(Some)
+    }
+
+    /// Waits for the answer to what was asked.
+    fn answer(&mut self) -> Result<Reply<OwnedFd>, Error> {
+        let patience = Instant::now() + PATIENCE;
         loop {
-            let there =
-                wait(self.socket.as_fd(), false, deadline).map_err(|e| Error::socket("waiting for", &self.path, e))?;
-            if !there {
-                return Err(self.timeout());
-            }
             if let Some(reply) = self.take()? {
-                return Ok(Some(reply));
+                return Ok(reply);
+            }
+            let now = Instant::now();
+            let mut turn = self.until;
+            if let Some(rival) = &self.rival {
+                if now >= patience && wait(rival.as_fd(), false, now) == Ok(true) {
+                    return Err(Error::GaveWay {
+                        path: self.path.clone(),
+                        step: self.step,
+                    });
+                }
+                turn = patience.max(now + PATIENCE / 10).min(self.until);
+            }
+            let stop = self.stop.as_deref().map(AsFd::as_fd);
+            match wait_beside(self.socket.as_fd(), false, turn, stop) {
+                Ok(true) => {}
+                Ok(false) if Instant::now() < self.until => {}
+                Ok(false) => return Err(self.timeout()),
+                Err(rustix::io::Errno::CANCELED) => return Err(self.stopped()),
+                Err(e) => return Err(Error::socket("waiting for", &self.path, e)),
             }
         }
     }
@@ -480,35 +597,39 @@ impl FrontendSession {
     }
 
     fn flush_with(&mut self, fds: &[BorrowedFd<'_>]) -> Result<(), Error> {
-        let result = write(self.socket.as_fd(), &self.unsent, fds, Instant::now() + self.timeout);
+        let stop = self.stop.as_deref().map(AsFd::as_fd);
+        let result = write_beside(self.socket.as_fd(), &self.unsent, fds, self.until, stop);
         self.unsent.clear();
         result.map_err(|e| match e {
             rustix::io::Errno::PIPE | rustix::io::Errno::CONNRESET => self.closed(false),
             rustix::io::Errno::TIMEDOUT => self.timeout(),
+            rustix::io::Errno::CANCELED => self.stopped(),
             e => Error::socket("sending to", &self.path, e),
         })
+    }
+
+    fn stopped(&self) -> Error {
+        Error::Stopped {
+            path: self.path.clone(),
+        }
     }
 
     fn timeout(&self) -> Error {
         Error::Timeout {
             path: self.path.clone(),
             step: self.step,
-            ms: self.timeout.as_millis() as u64,
+            ms: u64::try_from(self.timeout.as_millis()).unwrap_or(u64::MAX),
         }
     }
 
     /// Takes what has come, up to one reply.
     fn take(&mut self) -> Result<Option<Reply<OwnedFd>>, Error> {
         let mut bytes = [0u8; 1024];
-        let mut fds = Vec::new();
         loop {
             let wants = self.machine.wants().min(bytes.len());
-            match read(self.socket.as_fd(), &mut bytes[..wants], &mut fds) {
+            match read_bytes(self.socket.as_fd(), &mut bytes[..wants]) {
                 Ok(Read::Bytes(n)) => {
-                    let reply = self
-                        .machine
-                        .receive(&bytes[..n], fds.drain(..))
-                        .map_err(|e| self.protocol(e))?;
+                    let reply = self.machine.receive(&bytes[..n], []).map_err(|e| self.protocol(e))?;
                     if reply.is_some() {
                         return Ok(reply);
                     }
@@ -547,7 +668,26 @@ impl FrontendSession {
 
     /// An answer of another kind than the question: the machine lets none such through.
     fn confused(&self) -> Error {
-        self.setup(format!("an answer that does not belong to {}", self.step))
+        match self.step {
+            "" => self.setup("an answer that nothing was asked for".into()),
+            step => self.setup(format!("an answer that does not belong to {step}")),
+        }
+    }
+}
+
+/// A front-end at the other end asks what this one does: it has a name.
+fn both_ends(error: Error) -> Error {
+    match error {
+        Error::Protocol {
+            path,
+            source: source @ vhost_proto::Error::NotAReply { .. },
+        } => Error::Setup {
+            path,
+            what: format!(
+                "{source}: the other side is a front-end, too: one of the two must be a back-end, as switches are"
+            ),
+        },
+        error => error,
     }
 }
 

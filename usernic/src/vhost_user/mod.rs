@@ -3,7 +3,10 @@
 //! Every wait has a limit. After an error a connection is closed and all descriptors that came over it are dropped.
 
 mod backend;
+mod bind_lock;
+mod candidates;
 mod frontend;
+mod peer_fd;
 mod socket;
 
 use std::io;
@@ -11,7 +14,10 @@ use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 
 pub use backend::{BackendSession, Handler};
+pub use candidates::Candidates;
 pub use frontend::{FrontendSession, Offered};
+pub use peer_fd::{Closer, NotOfThatKind, PeerFd};
+pub(crate) use socket::wait_beside;
 pub use socket::{Listener, MAX_FDS, MAX_PATH, SocketAccess};
 
 /// A region of memory to share.
@@ -72,6 +78,26 @@ pub enum Error {
         /// The path.
         path: PathBuf,
     },
+    /// The listener's backlog is full, and stayed so.
+    #[error("nobody accepts connections at {}: its back-end hangs, or serves another front-end while more of them wait", path.display())]
+    NobodyAccepts {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The port is being closed.
+    #[error("{}: given up, since the port is being closed", path.display())]
+    Stopped {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// Another connection came while this one was silent.
+    #[error("{}: no answer to {step}, and another one has come: the silent connection is closed", path.display())]
+    GaveWay {
+        /// The socket.
+        path: PathBuf,
+        /// The message.
+        step: &'static str,
+    },
     /// Somebody listens there.
     #[error("somebody listens at {} already: take another path, or end that program", path.display())]
     SocketInUse {
@@ -95,21 +121,21 @@ pub enum Error {
         source: io::Error,
     },
     /// No answer came in time.
-    #[error("{}: no answer to {step} within {ms} ms: is the other side alive? (timeout= in the port spec is the limit)", path.display())]
+    #[error("{}: no answer to {step} within {ms} ms: is the other side alive? (timeout= in the port spec is the limit){}", path.display(), one_at_a_time(step))]
     Timeout {
         /// The socket.
         path: PathBuf,
         /// The message.
         step: &'static str,
-        /// The limit.
+        /// The limit: of the operation that the message belongs to.
         ms: u64,
     },
     /// The other side closed the connection.
-    #[error("{}: the other side closed the connection at {step}{}", path.display(), if *mid { ", in the middle of a message" } else { "" })]
+    #[error("{}: the other side closed the connection{}{}{}", path.display(), at(step), if *mid { ", in the middle of a message" } else { "" }, one_at_a_time(step))]
     Closed {
         /// The socket.
         path: PathBuf,
-        /// The message that was sent last.
+        /// The message that was to be answered; empty: none was.
         step: &'static str,
         /// Part of a message had come.
         mid: bool,
@@ -130,6 +156,24 @@ pub enum Error {
         /// What is wrong with it.
         what: String,
     },
+}
+
+/// Where a connection ended.
+fn at(step: &str) -> String {
+    match step {
+        "" => String::new(),
+        step => format!(" at {step}"),
+    }
+}
+
+/// The hint for a front-end whose first question is not answered.
+fn one_at_a_time(step: &str) -> &'static str {
+    match step {
+        "GET_FEATURES" => {
+            ": does it serve another front-end already? A back-end serves one at a time; its log says more"
+        }
+        _ => "",
+    }
 }
 
 impl Error {

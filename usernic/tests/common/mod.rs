@@ -20,6 +20,8 @@ pub fn alone() -> MutexGuard<'static, ()> {
 
 /// File descriptors and control threads of this process.
 pub fn held() -> (usize, usize) {
+    // What the first port of a process makes for all of them is nothing that is left behind.
+    usernic::notify::prepare().unwrap();
     let fds = std::fs::read_dir("/proc/self/fd").unwrap().count();
     let threads = std::fs::read_dir("/proc/self/task")
         .unwrap()
@@ -48,10 +50,12 @@ impl Place {
         self.dir.path().join("port.sock")
     }
 
-    /// A port of this kind, with more keys.
+    /// A port of this kind, with more keys. Where they do not say, it takes the frames of [`frame`], if it has the buffers.
     pub fn open(&self, kind: &str, more: &str) -> Result<Port, usernic::Error> {
         let comma = if more.is_empty() { "" } else { "," };
-        Port::open(&format!("{kind},path={}{comma}{more}", self.socket().display()))
+        let large = !more.contains("mtu=") && (kind == "vhost" || more.contains("mrg_rxbuf="));
+        let mtu = if large { ",mtu=9000" } else { "" };
+        Port::open(&format!("{kind},path={}{comma}{more}{mtu}", self.socket().display()))
     }
 
     /// A front-end and a back-end with the link up.

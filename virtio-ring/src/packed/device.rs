@@ -37,7 +37,7 @@ struct State {
     unpublished: u16,
     held: Cursor,
     held_meta: Meta,
-    /// Descriptors published since a call was last decided.
+    /// Descriptors published since a call was last decided: more than the ring has if that cannot be told.
     unasked: u32,
     /// What the driver was told last.
     wish: Event,
@@ -49,6 +49,9 @@ struct State {
 impl Device {
     /// Takes the device side of a ring over. `base` is where to begin, from VHOST_USER_SET_VRING_BASE; [`Base::START`]
     /// for a new ring. What had been popped and not pushed is popped again.
+    ///
+    /// Kicks are wanted at first, whatever a device before this one said. The first [`Device::needs_call`] is true unless
+    /// the driver wants none at all: a device that was lost may have used buffers and not said so.
     ///
     /// # Errors
     /// [`Error::PackedQueueSize`], [`Error::Misaligned`], [`Error::PackedBase`].
@@ -74,13 +77,15 @@ impl Device {
             unpublished: 0,
             held: used,
             held_meta: Meta(0),
-            unasked: 0,
+            unasked: u32::from(size) + 1,
             wish: Event::Enable,
             vectors: Vectors::NONE,
             broken: false,
             anomalies: Anomalies::default(),
         };
         ring.store_device_event(state.wish);
+        // Either the driver sees the wish, or we see its descriptor.
+        ring.fence();
         Ok(Self { ring, state })
     }
 
@@ -120,6 +125,8 @@ impl Device {
         let walked = if most == 0 {
             None
         } else {
+            let addr = ring.load_addr(state.avail);
+            let first = Desc { addr, meta: first };
             walk(ring, state.avail, first, most, indirect, translate, chain.storage())
         };
         let Some(Walked { head, shape }) = walked else {
@@ -178,54 +185,41 @@ impl Device {
             if !at.matches(meta) {
                 break;
             }
-            if is_single(meta) {
+            let addr = burst.ring.load_addr(at);
+            let desc = Desc { addr, meta };
+            if is_single(meta)
+                && let Ok(part) = part_of(desc, translate)
+            {
                 let head = Head::new(meta.id());
                 burst.avail = at.next(burst.ring.size());
                 burst.popped += 1;
-                let addr = burst.ring.load_addr(at);
-                let verdict = match part_of(Desc { addr, meta }, translate) {
-                    Ok(part) if is_writable(meta) => {
-                        let verdict = each(Popped {
-                            head,
-                            readable: &[],
-                            writable: slice::from_ref(&part),
-                            fault: None,
-                        });
-                        if let Verdict::Done(len) = verdict {
-                            burst.push_one(head.index, len);
-                        }
-                        verdict
+                let verdict = if is_writable(meta) {
+                    let verdict = each(Popped {
+                        head,
+                        readable: &[],
+                        writable: slice::from_ref(&part),
+                        fault: None,
+                    });
+                    if let Verdict::Done(len) = verdict {
+                        burst.push_one(head.index, len);
                     }
-                    Ok(part) => {
-                        let verdict = each(Popped {
-                            head,
-                            readable: slice::from_ref(&part),
-                            writable: &[],
-                            fault: None,
-                        });
-                        match verdict {
-                            Verdict::Done(_) if in_order => {
-                                burst.run += 1;
-                                burst.last = head.index;
-                            }
-                            Verdict::Done(len) => burst.push_one(head.index, len),
-                            _ => {}
+                    verdict
+                } else {
+                    let verdict = each(Popped {
+                        head,
+                        readable: slice::from_ref(&part),
+                        writable: &[],
+                        fault: None,
+                    });
+                    match verdict {
+                        Verdict::Done(_) if in_order => {
+                            burst.run += 1;
+                            burst.last = head.index;
                         }
-                        verdict
+                        Verdict::Done(len) => burst.push_one(head.index, len),
+                        _ => {}
                     }
-                    Err(fault) => {
-                        burst.state.unusable();
-                        let verdict = each(Popped {
-                            head,
-                            readable: &[],
-                            writable: &[],
-                            fault: Some(fault),
-                        });
-                        if let Verdict::Done(len) = verdict {
-                            burst.push_one(head.index, len);
-                        }
-                        verdict
-                    }
+                    verdict
                 };
                 if verdict == Verdict::Stop {
                     burst.avail = at;
@@ -235,7 +229,7 @@ impl Device {
                 continue;
             }
             let left = free - burst.taken();
-            let Some(head) = follow(&burst.ring, at, meta, left, indirect, translate, chain) else {
+            let Some(head) = follow(&burst.ring, at, desc, left, indirect, translate, chain) else {
                 return Err(burst.state.overrun());
             };
             burst.take(head);
@@ -574,12 +568,12 @@ const fn written(len: u32) -> u16 {
     if len == 0 { 0 } else { DESC_F_WRITE }
 }
 
-/// The slow path: a chain of several descriptors, into `chain`.
+/// The slow path, into `chain`: a chain of several descriptors, or one that is in several regions or cannot be used.
 #[inline(never)]
 fn follow<T, S>(
     ring: &Ring,
     at: Cursor,
-    first: Meta,
+    first: Desc,
     most: u16,
     indirect: bool,
     translate: &T,

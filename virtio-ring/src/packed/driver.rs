@@ -37,7 +37,7 @@ struct State {
     unpublished: u16,
     held: Cursor,
     held_meta: Meta,
-    /// Descriptors published since a kick was last decided.
+    /// Descriptors published since a kick was last decided: more than the ring has where the ring was just taken over.
     unasked: u32,
     /// Not IN_ORDER: the entries of the queue of free IDs (it goes round the slots) to take from and to give to.
     take: u16,
@@ -52,15 +52,17 @@ struct State {
 }
 
 impl<S: AsMut<[Slot]>> Driver<S> {
-    /// Takes a ring over and brings it to its initial state: both wrap counters 1, notifications wanted.
+    /// Takes a ring over and brings it to its initial state: both wrap counters 1, notifications wanted. The first
+    /// [`Driver::needs_kick`] is true unless the device wants none at all.
     ///
     /// # Errors
     /// [`Error::PackedQueueSize`], [`Error::Misaligned`], [`Error::Slots`] if `slots` has fewer than `size`.
     ///
     /// # Safety
     /// The parts of `memory` are valid for reads and writes of [`Layout::desc_len`] and [`Layout::EVENT_LEN`] bytes for
-    /// `size`, for as long as the driver lives; in this process nothing accesses them but this driver and the device
-    /// side, atomically. No device uses the ring during the call.
+    /// `size`, for as long as the driver lives or a device uses the ring: dropping the driver stops no device. In this
+    /// process nothing accesses them but this driver and the device side, atomically. No device uses the ring during the
+    /// call.
     ///
     /// [`Layout::desc_len`]: super::Layout::desc_len
     /// [`Layout::EVENT_LEN`]: super::Layout::EVENT_LEN
@@ -113,7 +115,12 @@ impl<S: AsMut<[Slot]>> Driver<S> {
     /// # Errors
     /// [`Error::Full`] if fewer descriptors are free than the chain has segments; [`Error::EmptySegment`],
     /// [`Error::TooLong`], [`Error::Broken`]. Nothing was changed then.
-    pub fn add(&mut self, chain: &[Segment], readable: usize, cookie: u64) -> Result<(), Error> {
+    ///
+    /// # Safety
+    /// From the time that the device can see the chain until it comes back by [`Driver::poll_each`], or no device uses the
+    /// ring any more, the device may read and write what the segments name: all of it is memory that is meant for that,
+    /// stays valid, and is not used otherwise. Dropping the driver or forgetting it does not end that.
+    pub unsafe fn add(&mut self, chain: &[Segment], readable: usize, cookie: u64) -> Result<(), Error> {
         let writable = self.check(chain, readable)?;
         if chain.len() > usize::from(self.ring.size()) {
             return Err(Error::TooLong);
@@ -138,8 +145,8 @@ impl<S: AsMut<[Slot]>> Driver<S> {
     /// [`Error::NotNegotiated`] and [`Error::Misaligned`].
     ///
     /// # Safety
-    /// `table.ptr` is valid for writes of `16 * table.entries` bytes during the call, and nothing else uses that memory
-    /// until the chain completes.
+    /// As [`Driver::add`]. `table.ptr` is valid for writes of `16 * table.entries` bytes during the call, and nothing else
+    /// uses that memory as long as the device may use the chain.
     pub unsafe fn add_indirect(
         &mut self,
         table: Table,
@@ -187,8 +194,13 @@ impl<S: AsMut<[Slot]>> Driver<S> {
     /// The fast path: makes a burst of single-segment buffers available, as many as there are free descriptors, and
     /// returns how many. An item that does not fit is not taken from the iterator. No segment may be empty (a device
     /// refuses that). The device sees them after [`Driver::publish`].
+    ///
+    /// # Safety
+    /// From the time that the device can see a buffer until it comes back by [`Driver::poll_each`], or no device uses the
+    /// ring any more, the device may read and write what its segment names: all of it is memory that is meant for that,
+    /// stays valid, and is not used otherwise. Dropping the driver or forgetting it does not end that.
     #[inline(always)]
-    pub fn add_each<I>(&mut self, direction: Direction, buffers: I) -> usize
+    pub unsafe fn add_each<I>(&mut self, direction: Direction, buffers: I) -> usize
     where
         I: IntoIterator<Item = (Segment, u64)>,
     {
@@ -258,10 +270,12 @@ impl<S: AsMut<[Slot]>> Driver<S> {
     }
 
     /// Hands back the cookie of every chain in flight and brings the ring to its initial state, as [`Driver::new`] did:
-    /// for a device that is gone, before another one comes or the driver is dropped. With IN_ORDER oldest first.
+    /// for a device that is gone, before another one comes or the driver is dropped. With IN_ORDER oldest first. Anomalies
+    /// stay counted.
     ///
-    /// The device must not use the ring any more (disconnected, or reset and done). Anomalies stay counted.
-    pub fn detach_each(&mut self, mut each: impl FnMut(u64)) {
+    /// # Safety
+    /// No device uses the ring, or the buffers in flight, any more: it is disconnected, or reset and done.
+    pub unsafe fn detach_each(&mut self, mut each: impl FnMut(u64)) {
         let Self { ring, slots, state } = self;
         let slots = slots.as_mut();
         if state.options.in_order {
@@ -352,7 +366,7 @@ impl State {
             unpublished: 0,
             held: avail,
             held_meta: Meta(0),
-            unasked: 0,
+            unasked: u32::from(size) + 1,
             take: 0,
             give: 0,
             batch: 0,

@@ -2,8 +2,9 @@
 //! copy.
 
 use crate::segment::Shape;
-use crate::shared::packed::{Cursor, DESC_F_AVAIL, DESC_F_USED, Desc, Meta, Ring, wire};
-use crate::shared::{DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, load_table_entry};
+use crate::shared::packed::{Cursor, DESC_F_AVAIL, DESC_F_USED, Desc, Meta, Ring};
+use crate::shared::{DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE};
+use crate::walk::{Parts, Table};
 use crate::{Direction, Fault, Head, Part, Translate};
 
 /// What a walk found: the chain's name and extent, and its parts if it is a good one.
@@ -12,7 +13,7 @@ pub(super) struct Walked {
     pub(super) shape: Result<Shape, Fault>,
 }
 
-/// The part that a lone descriptor describes.
+/// The part that a lone descriptor describes, if one region has it: [`walk`] knows what else it is.
 #[inline(always)]
 pub(super) fn part_of(desc: Desc, translate: &impl Translate) -> Result<Part, Fault> {
     let len = desc.meta.len();
@@ -67,61 +68,29 @@ impl Wanted {
     }
 }
 
-/// Collects parts.
-struct Parts<'a> {
-    parts: &'a mut [Part],
-    shape: Shape,
-    bytes: u64,
-}
-
-impl Parts<'_> {
-    fn push(&mut self, desc: Desc, translate: &impl Translate) -> Result<(), Fault> {
-        let writable = is_writable(desc.meta);
-        if !writable && self.shape.count > self.shape.readable {
-            return Err(Fault::ReadableAfterWritable);
-        }
-        self.bytes += u64::from(desc.meta.len());
-        if self.bytes > u64::from(u32::MAX) {
-            return Err(Fault::TooManyBytes);
-        }
-        let part = part_of(desc, translate)?;
-        *self.parts.get_mut(self.shape.count).ok_or(Fault::TooManySegments)? = part;
-        self.shape.count += 1;
-        self.shape.readable += usize::from(!writable);
-        Ok(())
-    }
-}
-
-/// Follows the chain whose first descriptor, at `cursor`, has the second word `first`. `None`: it goes on for more than
+/// Follows the chain that begins with `first`, which was read at `cursor`. `None`: it goes on for more than
 /// `most` descriptors, so that nobody can tell where the next one begins.
 ///
 /// A faulty chain is followed to its end for its extent and for its ID, which the last descriptor has (§2.8.6).
 pub(super) fn walk(
     ring: &Ring,
     mut cursor: Cursor,
-    first: Meta,
+    first: Desc,
     most: u16,
     indirect: bool,
     translate: &impl Translate,
     parts: &mut [Part],
 ) -> Option<Walked> {
-    let mut parts = Parts {
-        parts,
-        shape: Shape::default(),
-        bytes: 0,
-    };
+    let mut parts = Parts::new(parts);
     let mut found = Ok(());
-    let mut meta = first;
+    let mut desc = first;
     let mut count = 0;
     loop {
-        let desc = Desc {
-            addr: ring.load_addr(cursor),
-            meta,
-        };
+        let meta = desc.meta;
         count += 1;
         found = found.and_then(|()| {
             if meta.flags() & DESC_F_INDIRECT == 0 {
-                parts.push(desc, translate)
+                parts.push(desc.addr, meta.len(), is_writable(meta), translate)
             } else if count > 1 || meta.flags() & DESC_F_NEXT != 0 {
                 // §2.8.5: a table is not mixed with direct descriptors.
                 Err(Fault::IndirectWithNext)
@@ -145,31 +114,26 @@ pub(super) fn walk(
             return None;
         }
         cursor = cursor.next(ring.size());
-        meta = ring.load_meta(cursor);
+        let meta = ring.load_meta(cursor);
+        desc = Desc {
+            addr: ring.load_addr(cursor),
+            meta,
+        };
     }
 }
 
 /// The parts of an indirect table (§2.8.7): its descriptors in sequence, of which only WRITE counts.
 fn table(desc: Desc, size: u16, translate: &impl Translate, parts: &mut Parts<'_>) -> Result<(), Fault> {
-    let (len, entry) = (desc.meta.len(), size_of::<wire::Desc>() as u32);
-    if len == 0 || !len.is_multiple_of(entry) {
-        return Err(Fault::IndirectSize);
-    }
-    let entries = len / entry;
-    if entries > u32::from(size) {
-        return Err(Fault::IndirectTooLarge);
-    }
-    let base = translate.translate(desc.addr, len).ok_or(Fault::Untranslated)?;
-    for i in 0..entries as usize {
-        // SAFETY: `i` is below the entries of the table, all of which `Translate` vouched for.
-        let [addr, meta] = unsafe { load_table_entry(base.as_ptr().add(i * size_of::<wire::Desc>())) };
+    let table = Table::new(desc.addr, desc.meta.len(), size, translate)?;
+    for i in 0..table.entries {
+        let [addr, meta] = table.entry(i)?;
         let meta = Meta(meta);
         if !is_writable(meta) {
             // DPDK's driver leaves WRITE on entries of what it sends: that of the header, and others in its first slots.
             // Nothing writable comes before what is readable (§2.8.4), so the entries before this one are readable.
             parts.shape.readable = parts.shape.count;
         }
-        parts.push(Desc { addr, meta }, translate)?;
+        parts.push(addr, meta.len(), is_writable(meta), translate)?;
     }
     Ok(())
 }

@@ -41,6 +41,19 @@ impl Memory {
         let cell = unsafe { AtomicU16::from_ptr(self.used.as_ptr().add(offset_of!(wire::UsedHead, idx)).cast()) };
         u16::from_le(cell.load(Acquire))
     }
+
+    /// Whether no device has completed a buffer yet: the used ring is as it was made, all zero.
+    ///
+    /// # Safety
+    /// `used` is valid for reads of [`Layout::used_len`](crate::split::Layout::used_len) bytes for `size`.
+    pub(crate) unsafe fn is_unused(&self, size: u16) -> bool {
+        (0..crate::split::Layout::used_len(size)).all(|at| {
+            let mut byte = [0];
+            // SAFETY: in bounds by this function's contract.
+            unsafe { raw::load_bytes(self.used.as_ptr().add(at), &mut byte) };
+            byte == [0]
+        })
+    }
 }
 
 /// The rings of one queue. Invariant, from the contract of [`Ring::new`]: the three parts are valid for reads and

@@ -19,7 +19,7 @@ mod memory;
 #[cfg(loom)]
 mod modelled;
 pub(crate) mod packed;
-mod raw;
+pub(crate) mod raw;
 
 #[cfg(not(loom))]
 pub use memory::Memory;
@@ -164,9 +164,26 @@ pub(crate) unsafe fn load_table_entry(ptr: *const u8) -> [u64; 2] {
         if (ptr as usize).is_multiple_of(8) {
             raw::load_desc(ptr.cast_mut())
         } else {
-            raw::load_bytewise(ptr)
+            let mut bytes = [0; size_of::<wire::Desc>()];
+            raw::load_bytes(ptr, &mut bytes);
+            words_of(bytes)
         }
     }
+}
+
+/// The two words that these bytes are.
+pub(crate) fn words_of(bytes: [u8; 16]) -> [u64; 2] {
+    let (words, _) = bytes.as_chunks();
+    [0, 1].map(|word| u64::from_le_bytes(words[word]))
+}
+
+/// Some bytes of a descriptor in a table.
+///
+/// # Safety
+/// `ptr` is valid for reads of as many bytes as `to` has for the duration of the call.
+pub(crate) unsafe fn load_table_bytes(ptr: *const u8, to: &mut [u8]) {
+    // SAFETY: the caller's contract.
+    unsafe { raw::load_bytes(ptr, to) }
 }
 
 /// Writes one descriptor into an indirect table.

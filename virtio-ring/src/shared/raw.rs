@@ -29,19 +29,12 @@ pub(super) unsafe fn store_desc(ptr: *mut u8, [addr, meta]: [u64; 2]) {
 }
 
 /// # Safety
-/// `ptr` is valid for 16 bytes of reads.
-#[cold]
-pub(super) unsafe fn load_bytewise(ptr: *const u8) -> [u64; 2] {
-    let mut bytes = [0u8; 16];
-    for (i, byte) in bytes.iter_mut().enumerate() {
-        // SAFETY: `i` < 16, in bounds by this function's contract; a byte is always aligned.
+/// `ptr` is valid for reads of as many bytes as `to` has.
+pub(super) unsafe fn load_bytes(ptr: *const u8, to: &mut [u8]) {
+    for (i, byte) in to.iter_mut().enumerate() {
+        // SAFETY: in bounds by this function's contract; a byte is always aligned.
         *byte = unsafe { AtomicU8::from_ptr(ptr.add(i).cast_mut()) }.load(Relaxed);
     }
-    [0, 8].map(|at| {
-        let mut word = [0u8; 8];
-        word.copy_from_slice(&bytes[at..at + 8]);
-        u64::from_le_bytes(word)
-    })
 }
 
 /// # Safety
@@ -71,6 +64,8 @@ pub(super) unsafe fn load_flags(ptr: *mut u8) -> u64 {
 #[cfg(all(target_has_atomic = "64", not(loom)))]
 #[inline(always)]
 pub(super) unsafe fn store_flags(ptr: *mut u8, value: u64) {
+    #[cfg(test)]
+    journal::note(ptr, value);
     // SAFETY: valid for 8 bytes and aligned, by the contract of this function.
     unsafe { AtomicU64::from_ptr(ptr.cast()) }.store(value.to_le(), Release);
 }
@@ -106,6 +101,8 @@ pub(super) unsafe fn store_flags(ptr: *mut u8, value: u64) {
 #[cfg(target_has_atomic = "64")]
 #[inline(always)]
 pub(super) unsafe fn store64(ptr: *mut u8, value: u64) {
+    #[cfg(test)]
+    journal::note(ptr, value);
     // SAFETY: valid for 8 bytes and aligned, by the contract of the callers.
     unsafe { AtomicU64::from_ptr(ptr.cast()) }.store(value.to_le(), Relaxed);
 }
@@ -132,4 +129,31 @@ pub(super) unsafe fn store64(ptr: *mut u8, value: u64) {
     let (low, high) = unsafe { (AtomicU32::from_ptr(ptr.cast()), AtomicU32::from_ptr(ptr.add(4).cast())) };
     low.store((value as u32).to_le(), Relaxed);
     high.store(((value >> 32) as u32).to_le(), Relaxed);
+}
+
+/// The stores of 64 bits that this thread makes, for tests that stop between two of them.
+#[cfg(test)]
+pub(crate) mod journal {
+    extern crate std;
+    use std::cell::RefCell;
+    use std::vec::Vec;
+
+    std::thread_local! {
+        static STORES: RefCell<Option<Vec<(*mut u8, u64)>>> = const { RefCell::new(None) };
+    }
+
+    pub(super) fn note(ptr: *mut u8, value: u64) {
+        STORES.with_borrow_mut(|stores| {
+            if let Some(stores) = stores {
+                stores.push((ptr, value));
+            }
+        });
+    }
+
+    /// What `f` stores, in this order.
+    pub(crate) fn of(f: impl FnOnce()) -> Vec<(*mut u8, u64)> {
+        STORES.set(Some(Vec::new()));
+        f();
+        STORES.take().unwrap_or_default()
+    }
 }

@@ -34,7 +34,7 @@ struct State {
     pushed: u16,
     published: u16,
     asked: u16,
-    /// More was published without asking than an index can tell.
+    /// More was published without asking than an index can tell, or whoever had the ring before may not have asked.
     overdue: bool,
     broken: bool,
     anomalies: Anomalies,
@@ -43,6 +43,9 @@ struct State {
 impl Device {
     /// Takes the device side of a ring over. `base` is the available index to begin at, from VHOST_USER_SET_VRING_BASE;
     /// 0 for a new ring. `used.idx` is taken from memory.
+    ///
+    /// Kicks are wanted at first, whatever a device before this one said. The first [`Device::needs_call`] is true unless
+    /// the driver wants none at all: a device that was lost may have used buffers and not said so.
     ///
     /// # Errors
     /// [`Error::QueueSize`], [`Error::Misaligned`]; [`Error::Base`] if `base` is not 0 to `size` ahead of `used.idx`.
@@ -71,11 +74,13 @@ impl Device {
             pushed: used,
             published: used,
             asked: used,
-            overdue: false,
+            overdue: true,
             broken: false,
             anomalies: Anomalies::default(),
         };
-        Ok(Self { ring, state })
+        let mut device = Self { ring, state };
+        device.set_notify(true);
+        Ok(device)
     }
 
     /// Whether chains wait. The driver's index is read only when all that is known of has been popped.
@@ -102,14 +107,15 @@ impl Device {
         let head = state.head(ring, usize::from(state.popped))?;
         let first = ring.load_desc(usize::from(head.index));
         let parts = chain.storage();
-        let walked = match parts.first_mut() {
-            Some(part) if is_single(first) => part_of(first, translate).map(|only| {
+        let lone = is_single(first).then(|| part_of(first, translate));
+        let walked = match (parts.first_mut(), lone) {
+            (Some(part), Some(Ok(only))) => {
                 *part = only;
-                Shape {
+                Ok(Shape {
                     count: 1,
                     readable: usize::from(!is_writable(first)),
-                }
-            }),
+                })
+            }
             _ => walk(ring, state.rules(), first, translate, parts),
         };
         if walked.is_err() {
@@ -158,34 +164,20 @@ impl Device {
             let desc = burst.ring.load_desc(usize::from(head.index));
             burst.popped += 1;
             // What may be skipped in the used ring: chains that surely have nothing to write.
-            let (verdict, skip) = if is_single(desc) {
-                match part_of(desc, translate) {
-                    Ok(part) => {
-                        let (part, writable) = (slice::from_ref(&part), is_writable(desc));
-                        let (readable, writable) = if writable { (&[][..], part) } else { (part, &[][..]) };
-                        (
-                            each(Popped {
-                                head,
-                                readable,
-                                writable,
-                                fault: None,
-                            }),
-                            writable.is_empty(),
-                        )
-                    }
-                    Err(fault) => {
-                        burst.state.unusable();
-                        (
-                            each(Popped {
-                                head,
-                                readable: &[],
-                                writable: &[],
-                                fault: Some(fault),
-                            }),
-                            false,
-                        )
-                    }
-                }
+            let (verdict, skip) = if is_single(desc)
+                && let Ok(part) = part_of(desc, translate)
+            {
+                let (part, writable) = (slice::from_ref(&part), is_writable(desc));
+                let (readable, writable) = if writable { (&[][..], part) } else { (part, &[][..]) };
+                (
+                    each(Popped {
+                        head,
+                        readable,
+                        writable,
+                        fault: None,
+                    }),
+                    writable.is_empty(),
+                )
             } else {
                 follow(&burst.ring, rules, desc, translate, chain);
                 let (readable, writable, fault) = (chain.readable(), chain.writable(), chain.fault());
@@ -490,7 +482,7 @@ impl State {
     }
 }
 
-/// The slow path: a chain of several descriptors, into `chain`.
+/// The slow path, into `chain`: a chain of several descriptors, or one that is in several regions or cannot be used.
 #[inline(never)]
 fn follow<T, S>(ring: &Ring, rules: Rules, first: Desc, translate: &T, chain: &mut Chain<S>)
 where

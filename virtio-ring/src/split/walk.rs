@@ -1,7 +1,8 @@
 //! From a head to the checked parts of its chain, on the device side. Every descriptor is read once, into a local copy.
 
 use crate::segment::Shape;
-use crate::shared::{DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, Desc, Ring, load_table_entry, wire};
+use crate::shared::{DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, Desc, Ring};
+use crate::walk::{Parts, Table};
 use crate::{Fault, Part, Translate};
 
 /// What a walk needs to know of its queue.
@@ -12,7 +13,7 @@ pub(super) struct Rules {
     pub(super) indirect: bool,
 }
 
-/// The part that a lone descriptor describes.
+/// The part that a lone descriptor describes, if one region has it: [`walk`] knows what else it is.
 #[inline(always)]
 pub(super) fn part_of(desc: Desc, translate: &impl Translate) -> Result<Part, Fault> {
     if desc.len() == 0 {
@@ -34,7 +35,7 @@ pub(super) const fn is_writable(desc: Desc) -> bool {
     desc.flags() & DESC_F_WRITE != 0
 }
 
-/// Follows the chain that begins with `first`. Ends: at most `size` segments and one change into a table are accepted.
+/// Follows the chain that begins with `first`. Ends: at most `size` descriptors and one change into a table are accepted.
 pub(super) fn walk(
     ring: &Ring,
     rules: Rules,
@@ -42,73 +43,47 @@ pub(super) fn walk(
     translate: &impl Translate,
     parts: &mut [Part],
 ) -> Result<Shape, Fault> {
-    let mut shape = Shape::default();
-    let mut bytes = 0u64;
+    let mut parts = Parts::new(parts);
     // The indirect table once we are in it, and the entries of the table we are in.
     let mut table = None;
     let mut entries = rules.size;
+    let mut left = rules.size;
     let mut desc = first;
     loop {
         if desc.flags() & DESC_F_INDIRECT != 0 {
             if table.is_some() {
                 return Err(Fault::IndirectInIndirect);
             }
-            let (base, count) = enter_table(rules, desc, translate)?;
-            table = Some(base);
-            entries = count;
-            // SAFETY: `enter_table` returned a table of at least one entry, valid by the contract of `Translate`.
-            desc = Desc::from_words(unsafe { load_table_entry(base) });
+            let entered = enter_table(rules, desc, translate)?;
+            entries = entered.entries;
+            desc = Desc::from_words(entered.entry(0)?);
+            table = Some(entered);
             continue;
         }
-        if shape.count == usize::from(rules.size) {
-            return Err(Fault::TooManyDescriptors);
-        }
-        let writable = is_writable(desc);
-        if !writable && shape.count > shape.readable {
-            return Err(Fault::ReadableAfterWritable);
-        }
-        bytes += u64::from(desc.len());
-        if bytes > u64::from(u32::MAX) {
-            return Err(Fault::TooManyBytes);
-        }
-        let part = part_of(desc, translate)?;
-        *parts.get_mut(shape.count).ok_or(Fault::TooManySegments)? = part;
-        shape.count += 1;
-        shape.readable += usize::from(!writable);
+        left = left.checked_sub(1).ok_or(Fault::TooManyDescriptors)?;
+        parts.push(desc.addr, desc.len(), is_writable(desc), translate)?;
         if desc.flags() & DESC_F_NEXT == 0 {
-            return Ok(shape);
+            return Ok(parts.shape);
         }
         let next = desc.next();
         if next >= entries {
             return Err(Fault::NextOutOfRange);
         }
-        desc = match table {
+        desc = match &table {
             None => ring.load_desc(usize::from(next)),
-            Some(base) => {
-                // SAFETY: `next` is below the entries of the table, all of which `Translate` vouched for.
-                Desc::from_words(unsafe { load_table_entry(base.add(usize::from(next) * size_of::<wire::Desc>())) })
-            }
+            Some(table) => Desc::from_words(table.entry(next)?),
         };
     }
 }
 
-/// Checks the descriptor of an indirect table (§2.7.5.3); where the table is, and its entries. Its WRITE flag is to be
-/// ignored (§2.7.5.3.2), and it may follow direct descriptors.
-fn enter_table(rules: Rules, desc: Desc, translate: &impl Translate) -> Result<(*const u8, u16), Fault> {
+/// Checks the descriptor of an indirect table (§2.7.5.3). Its WRITE flag is to be ignored (§2.7.5.3.2), and it may follow
+/// direct descriptors.
+fn enter_table<T: Translate>(rules: Rules, desc: Desc, translate: &T) -> Result<Table<'_, T>, Fault> {
     if !rules.indirect {
         return Err(Fault::IndirectNotNegotiated);
     }
     if desc.flags() & DESC_F_NEXT != 0 {
         return Err(Fault::IndirectWithNext);
     }
-    let entry = size_of::<wire::Desc>() as u32;
-    if desc.len() == 0 || !desc.len().is_multiple_of(entry) {
-        return Err(Fault::IndirectSize);
-    }
-    let entries = desc.len() / entry;
-    if entries > u32::from(rules.size) {
-        return Err(Fault::IndirectTooLarge);
-    }
-    let base = translate.translate(desc.addr, desc.len()).ok_or(Fault::Untranslated)?;
-    Ok((base.as_ptr(), entries as u16))
+    Table::new(desc.addr, desc.len(), rules.size, translate)
 }

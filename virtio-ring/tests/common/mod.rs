@@ -6,9 +6,8 @@ use std::cell::Cell;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering::SeqCst};
 use virtio_ring::any::{self, Format};
-use virtio_ring::packed;
 use virtio_ring::split::{Layout, Memory};
-use virtio_ring::{Translate, Vectors, Window};
+use virtio_ring::{Direction, Error, Segment, Slot, Translate, Vectors, Window, packed, split};
 
 /// Zeroed memory at 128 bytes.
 pub struct Block {
@@ -192,14 +191,19 @@ pub fn set_desc(block: &Block, at: usize, (addr, len, flags, next): (u64, u32, u
     block.u16(at + 14).store(next, SeqCst);
 }
 
-/// Memory that the device side may reach, at device addresses from `START` on.
-pub struct Arena(pub Block);
+/// Memory that the device side may reach, at device addresses from `START` on: one region, or several side by side.
+pub struct Arena(pub Block, u64);
 
 impl Arena {
     pub const START: u64 = 0x10_0000_0000;
 
     pub fn new(len: usize) -> Self {
-        Self(Block::new(len))
+        Self::of_regions(len, u64::MAX)
+    }
+
+    /// Regions of so many bytes each.
+    pub fn of_regions(len: usize, region: u64) -> Self {
+        Self(Block::new(len), region)
     }
 
     pub fn contains(&self, ptr: NonNull<u8>, len: u32) -> bool {
@@ -211,18 +215,26 @@ impl Arena {
 // SAFETY: only memory of the block, all of which is valid, is given out.
 unsafe impl Translate for Arena {
     fn translate(&self, addr: u64, len: u32) -> Option<NonNull<u8>> {
+        let (ptr, n) = self.prefix(addr, len)?;
+        (n == len).then_some(ptr)
+    }
+
+    fn prefix(&self, addr: u64, len: u32) -> Option<(NonNull<u8>, u32)> {
         let offset = addr.checked_sub(Self::START)?;
-        let end = offset.checked_add(u64::from(len))?;
-        (end <= self.0.len() as u64 && len > 0).then(|| NonNull::new(self.0.at(offset as usize)).unwrap())
+        let left = (self.0.len() as u64).checked_sub(offset)?.min(self.1 - offset % self.1);
+        let n = u64::from(len).min(left) as u32;
+        (n > 0).then(|| (NonNull::new(self.0.at(offset as usize)).unwrap(), n))
     }
 
     fn window(&self, addr: u64) -> Option<Window> {
-        let window = Window {
-            theirs: Self::START,
-            len: self.0.len() as u64,
-            ours: self.0.base(),
-        };
-        (addr.wrapping_sub(window.theirs) < window.len).then_some(window)
+        let offset = addr.checked_sub(Self::START)?;
+        let len = self.0.len() as u64;
+        let start = offset - offset % self.1;
+        (offset < len).then(|| Window {
+            theirs: Self::START + start,
+            len: self.1.min(len - start),
+            ours: NonNull::new(self.0.at(start as usize)).unwrap(),
+        })
     }
 }
 
@@ -280,6 +292,37 @@ pub fn vectors() -> Vec<Vectors> {
     }
     kinds
 }
+
+/// What a driver posts in these tests. It may well be no memory: the device sides of the tests, which are all of this
+/// process, look before they touch anything, and none is used while a driver detaches.
+pub trait Posting {
+    fn post(&mut self, chain: &[Segment], readable: usize, cookie: u64) -> Result<(), Error>;
+    fn post_each(&mut self, direction: Direction, buffers: impl IntoIterator<Item = (Segment, u64)>) -> usize;
+    fn detach(&mut self, each: impl FnMut(u64));
+}
+
+macro_rules! posting {
+    ($($driver:ty),*) => {$(
+        impl<S: AsMut<[Slot]>> Posting for $driver {
+            fn post(&mut self, chain: &[Segment], readable: usize, cookie: u64) -> Result<(), Error> {
+                // SAFETY: no device of the tests touches what is not the test's.
+                unsafe { self.add(chain, readable, cookie) }
+            }
+
+            fn post_each(&mut self, direction: Direction, buffers: impl IntoIterator<Item = (Segment, u64)>) -> usize {
+                // SAFETY: as above.
+                unsafe { self.add_each(direction, buffers) }
+            }
+
+            fn detach(&mut self, each: impl FnMut(u64)) {
+                // SAFETY: no device of the tests runs meanwhile.
+                unsafe { self.detach_each(each) }
+            }
+        }
+    )*};
+}
+
+posting!(any::Driver<S>, split::Driver<S>, packed::Driver<S>);
 
 /// One packed ring, with the accesses of whoever does not keep to the rules.
 pub struct Packed {

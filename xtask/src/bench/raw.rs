@@ -18,7 +18,7 @@ use usernic::spec::PortSpec;
 use usernic::vhost_user::{FrontendSession, Region, RingSetup};
 use usernic::{Buffer, RawRing};
 use virtio_ring::any::{Driver, Format, Layout};
-use virtio_ring::{Features, Options, Slot, packed};
+use virtio_ring::{Features, Options, Slot};
 
 use super::cores::pin;
 use super::drive::{HEADERS, Load, Shared, headers};
@@ -182,7 +182,7 @@ pub fn main(spec: &str, cpus: (usize, usize), burst: usize, timed: bool, regions
         let [desc, avail, used] = layout.areas().map(|area| block + area as u64);
         setups.push(RingSetup {
             num: spec.queue_size,
-            base: if spec.packed { packed::Base::START.encode() } else { 0 },
+            base: layout.format().start_base(),
             desc,
             avail,
             used,

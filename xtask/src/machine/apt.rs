@@ -184,6 +184,18 @@ impl Apt {
         Ok(names.map(str::to_owned).collect())
     }
 
+    /// The version that would be installed of a package.
+    pub fn version(&self, package: &str) -> Result<String> {
+        let command = self.command("apt-cache", &["show", "--no-all-versions", package]);
+        let output = process::run("apt-cache show", command, UPDATE)?;
+        let version = output.lines().find_map(|l| l.strip_prefix("Version: "));
+        // Of a package that was only built once more the source is the same.
+        let version = version.and_then(|v| v.split("+b").next());
+        version
+            .map(str::to_owned)
+            .with_context(|| format!("no version of {package}"))
+    }
+
     /// Downloads packages with all that they need; `from` is the suite that is preferred over the others.
     pub fn download(&self, packages: &[&str], from: Option<&str>) -> Result<()> {
         let mut args = vec!["install", "--yes", "--download-only", "--no-install-recommends"];

@@ -102,7 +102,7 @@ fn version(text: &str) -> Option<(u32, u32)> {
 }
 
 /// The beginning of a command line that runs a program of `root` with the loader and the libraries of `root`.
-pub(super) fn loader(root: &Path) -> Result<Vec<OsString>> {
+pub fn loader(root: &Path) -> Result<Vec<OsString>> {
     let folders = library_folders(root);
     let loader = folders
         .iter()
@@ -188,10 +188,13 @@ impl Machine {
     }
 }
 
-/// A folder of the cache.
-pub(super) struct Folder {
+/// A folder of a cache.
+pub struct Folder {
+    /// Its name.
     pub name: &'static str,
+    /// What is in it.
     pub what: &'static str,
+    /// What it takes.
     pub size: &'static str,
 }
 
@@ -224,7 +227,8 @@ pub fn cache_for(purpose: &str) -> Result<PathBuf> {
     Ok(std::path::absolute(base)?.join(purpose))
 }
 
-pub(super) fn whole(cache: &Path, folder: &Folder) -> Result<PathBuf> {
+/// The folder of the cache, if it is whole.
+pub fn whole(cache: &Path, folder: &Folder) -> Result<PathBuf> {
     let path = cache.join(folder.name);
     let stamp = fs::read_to_string(path.join(STAMP)).unwrap_or_default();
     ensure!(
@@ -286,7 +290,7 @@ pub fn fetch() -> Result<Machine> {
 const NEW: &str = ".new-";
 
 /// Locks others out of the cache, until this is dropped, and cleans it.
-pub(super) fn locked(cache: &Path) -> Result<fs::File> {
+pub fn locked(cache: &Path) -> Result<fs::File> {
     fs::create_dir_all(cache).with_context(|| format!("{} cannot be made", cache.display()))?;
     let lock = fs::File::create(cache.join("lock")).with_context(|| cache.display().to_string())?;
     lock_file(&lock, cache)?;
@@ -315,7 +319,7 @@ fn lock_file(lock: &fs::File, cache: &Path) -> Result<()> {
 }
 
 /// Makes a folder beside its place and moves it there when it is whole.
-pub(super) fn install(cache: &Path, folder: &Folder, make: impl FnOnce(&Path) -> Result<Vec<String>>) -> Result<()> {
+pub fn install(cache: &Path, folder: &Folder, make: impl FnOnce(&Path) -> Result<Vec<String>>) -> Result<()> {
     let start = Instant::now();
     let Folder { name, what, size } = folder;
     let place = cache.join(name);

@@ -15,6 +15,6 @@ pub mod initramfs;
 mod kernel;
 pub mod vm;
 
-pub use fetch::{Machine, cache_for, fetch, shown};
+pub use fetch::{Folder, Machine, cache_for, fetch, install, loader, locked, shown, whole};
 pub use initramfs::Initramfs;
 pub use vm::{Config, Vm};

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
+use super::newer::RELEASES;
 use super::{Found, is_root, which};
 use crate::machine::{self, Machine};
 use crate::plugin::sdk::Dpdk;
@@ -270,6 +271,32 @@ pub fn command(root: &Path, check: bool, full: bool) -> Result<bool> {
         ),
     }
     all &= sdk.is_ok();
+    // Not every mirror has all of them: what it lacks is said, and is no failure.
+    let mut lacking = Vec::new();
+    for newer in &RELEASES {
+        match if check { newer.find() } else { newer.fetch() } {
+            Ok(found) => println!(
+                "{:<16} {:<24} {:<52} {:<9} test",
+                "newer DPDK",
+                found.dpdk.version,
+                found.root.display(),
+                "ready"
+            ),
+            Err(why) => {
+                println!(
+                    "{:<16} {:<24} {:<52} {:<9} test",
+                    "newer DPDK",
+                    "-",
+                    newer.what(),
+                    "not had"
+                );
+                lacking.push(why);
+            }
+        }
+    }
+    for why in lacking {
+        eprintln!("\nno pmd/newer case without it: {why:#}");
+    }
     for trouble in trouble.into_iter().chain(machine.err()).chain(sdk.err()) {
         eprintln!("\n{trouble:#}");
     }

@@ -2,6 +2,7 @@
 
 pub mod engine;
 pub mod install;
+pub mod newer;
 pub mod ovs;
 pub mod testpmd;
 
@@ -38,12 +39,26 @@ pub struct Program {
     pub path: PathBuf,
     /// Folders for LD_LIBRARY_PATH, where it was unpacked rather than installed.
     pub libraries: Vec<PathBuf>,
+    /// The loader that starts it, if the system's C library is too old for it.
+    pub loader: Option<PathBuf>,
+    /// Drivers of DPDK's that it needs, by their names, where it does not find them by itself.
+    pub drivers: Vec<String>,
 }
 
 impl Program {
+    /// A program that is installed, or that was unpacked with folders of libraries.
+    pub fn new(path: PathBuf, libraries: Vec<PathBuf>) -> Self {
+        Program {
+            path,
+            libraries,
+            loader: None,
+            drivers: Vec::new(),
+        }
+    }
+
     /// A command that starts it.
     pub fn command(&self) -> Command {
-        let mut command = Command::new(&self.path);
+        let mut command = Command::new(self.loader.as_ref().unwrap_or(&self.path));
         self.apply(&mut command);
         command
     }
@@ -51,7 +66,7 @@ impl Program {
     /// A command that starts it with its standard output buffered by lines (testpmd's is not, on a pipe).
     pub fn line_buffered(&self) -> Command {
         let mut command = Command::new("stdbuf");
-        command.arg("-oL").arg(&self.path);
+        command.arg("-oL").arg(self.loader.as_ref().unwrap_or(&self.path));
         self.apply(&mut command);
         command
     }
@@ -77,7 +92,10 @@ impl Program {
     }
 
     fn apply(&self, command: &mut Command) {
-        if !self.libraries.is_empty() {
+        if self.loader.is_some() {
+            let path = std::env::join_paths(&self.libraries).unwrap_or_default();
+            command.arg("--library-path").arg(path).arg(&self.path);
+        } else if !self.libraries.is_empty() {
             command.env(
                 "LD_LIBRARY_PATH",
                 std::env::join_paths(&self.libraries).unwrap_or_default(),
@@ -123,7 +141,7 @@ impl Found {
                         } else {
                             library_dirs(base)
                         };
-                        return Some(Program { path, libraries });
+                        return Some(Program::new(path, libraries));
                     }
                 }
             }

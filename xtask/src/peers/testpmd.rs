@@ -86,8 +86,11 @@ impl Config {
                 command.arg("--no-huge").arg("-m").arg(mib.to_string());
             }
         }
-        if let Some(plugins) = program.plugins() {
+        if let Some(plugins) = program.plugins().filter(|_| program.drivers.is_empty()) {
             command.arg("-d").arg(plugins);
+        }
+        for driver in &program.drivers {
+            command.arg("-d").arg(driver);
         }
         if let Some(name) = self.plugin.as_deref().and_then(Path::file_name) {
             command.arg("-d").arg(name);
@@ -342,10 +345,7 @@ mod tests {
     fn without_hugepages_it_says_so() {
         let mut config = Config::new("be", Path::new("/tmp/r"));
         config.vdevs.push(vhost(0, Path::new("/tmp/s"), ""));
-        let program = Program {
-            path: "/usr/bin/dpdk-testpmd".into(),
-            libraries: Vec::new(),
-        };
+        let program = Program::new("/usr/bin/dpdk-testpmd".into(), Vec::new());
         let line = super::super::shown(&config.command(&program));
         assert!(
             line.contains("--no-huge -m 144") && line.contains("net_vhost0,iface=/tmp/s,queues=1"),

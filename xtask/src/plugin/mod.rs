@@ -33,17 +33,27 @@ pub fn command(root: &Path, out: &Path, prefix: Option<&Path>) -> Result<bool> {
     let dpdk = Dpdk::find(prefix, true)?;
     let plugin = build(root, out, &dpdk, true)?;
     println!("built for DPDK {}: {}", dpdk.version, plugin.display());
-    match argument(&plugin) {
-        Ok(argument) => println!("try: dpdk-testpmd -d {argument} --vdev=net_usernic0,path=SOCKET -- -i"),
-        Err(why) => {
-            println!("{why:#}");
-            println!(
-                "there: LD_LIBRARY_PATH={} dpdk-testpmd -d {NAME} --vdev=net_usernic0,path=SOCKET -- -i",
-                plugin.parent().unwrap_or(&plugin).display()
-            );
-        }
+    let (line, why) = hint(&plugin)?;
+    if let Some(why) = why {
+        println!("{why}");
     }
+    println!("try: {line}");
     Ok(true)
+}
+
+/// A command that loads the plugin, whatever the current folder is, and why it names no path if it does not.
+pub fn hint(plugin: &Path) -> Result<(String, Option<String>)> {
+    const DEVICE: &str = "--vdev=net_usernic0,path=SOCKET -- -i";
+    Ok(match argument(plugin) {
+        Ok(argument) => (format!("dpdk-testpmd -d {argument} {DEVICE}"), None),
+        Err(why) => {
+            let path = fs::canonicalize(plugin).with_context(|| plugin.display().to_string())?;
+            let folder = path.parent().unwrap_or(&path).display();
+            // Where the name is a file of the current folder EAL takes it for a path: so from another folder.
+            let line = format!("env -C / LD_LIBRARY_PATH={folder} dpdk-testpmd -d {NAME} {DEVICE}");
+            (line, Some(format!("{why:#}")))
+        }
+    })
 }
 
 /// Where a build goes by itself.

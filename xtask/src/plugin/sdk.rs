@@ -17,6 +17,9 @@ use crate::process;
 
 const LIMIT: Duration = Duration::from_secs(120);
 
+/// Where Debian's packages have DPDK's pkg-config files.
+const UNPACKED: &str = "usr/lib/x86_64-linux-gnu/pkgconfig";
+
 /// The headers, as they lie in DPDK's source.
 const HEADERS: [&str; 5] = [
     "drivers/bus/vdev/bus_vdev_driver.h",
@@ -28,6 +31,9 @@ const HEADERS: [&str; 5] = [
 
 /// Folders of examples that tests run.
 const EXAMPLES: [&str; 3] = ["examples/common", "examples/l2fwd", "examples/l3fwd"];
+
+/// The variable that names a git repository of DPDK's, for releases of which the package mirror has no source.
+pub const REPOSITORY: &str = "USERNIC_DPDK_REPOSITORY";
 
 /// A DPDK to build against.
 #[derive(Clone, Debug)]
@@ -84,11 +90,26 @@ impl Dpdk {
 
     fn pkg_config(&self, arguments: &[&str]) -> Result<Vec<String>> {
         let mut command = Command::new("pkg-config");
-        if let Some(prefix) = &self.prefix {
-            let lib = ["lib", "lib64", "lib/x86_64-linux-gnu"].map(|d| prefix.join(d).join("pkgconfig"));
-            command.env("PKG_CONFIG_PATH", std::env::join_paths(lib)?);
+        command.args(arguments);
+        match &self.prefix {
+            // Packages that were unpacked: all paths are below the folder. What libdpdk.pc requires is for static linking.
+            Some(root) if root.join(UNPACKED).is_dir() => {
+                command
+                    .env("PKG_CONFIG_LIBDIR", root.join(UNPACKED))
+                    .env("PKG_CONFIG_SYSROOT_DIR", root)
+                    .env("PKG_CONFIG_ALLOW_SYSTEM_CFLAGS", "1")
+                    .env("PKG_CONFIG_ALLOW_SYSTEM_LIBS", "1");
+                command.arg("libdpdk-libs");
+            }
+            Some(prefix) => {
+                let lib = ["lib", "lib64", "lib/x86_64-linux-gnu"].map(|d| prefix.join(d).join("pkgconfig"));
+                command.env("PKG_CONFIG_PATH", std::env::join_paths(lib)?);
+                command.arg("libdpdk");
+            }
+            None => {
+                command.arg("libdpdk");
+            }
         }
-        command.args(arguments).arg("libdpdk");
         let output = process::run("pkg-config", command, LIMIT)?;
         Ok(output.split_whitespace().map(str::to_owned).collect())
     }
@@ -144,16 +165,32 @@ fn fetch_source() -> Result<PathBuf> {
     eprintln!("fetching the source of dpdk {version} for its driver headers");
     let mirror = Mirror::of_this_machine()?;
     let updates = format!("{}-updates", mirror.release);
-    let apt = Apt::for_sources(&mirror, &[&mirror.release, &updates])?;
-    let archive = apt.download_source("dpdk", &version)?;
     let parent = place.parent().context("a cache without a folder")?;
     fs::create_dir_all(parent).with_context(|| parent.display().to_string())?;
     let new = tempfile::Builder::new().prefix(".new").tempdir_in(parent)?;
-    let tar = new.path().join("dpdk.tar");
+    unpack_source(&mirror, &[&mirror.release, &updates], &version, new.path())?;
+    fs::set_permissions(new.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    // Whole, or not there. Somebody else may have been faster.
+    match fs::rename(new.path(), &place) {
+        Err(_) if place.is_dir() => {}
+        result => {
+            result.with_context(|| place.display().to_string())?;
+            let _ = new.keep();
+        }
+    }
+    Ok(place)
+}
+
+/// Takes the driver headers and the examples from the source of a version that one of these suites has: `include` and
+/// `examples` of a folder.
+pub fn unpack_source(mirror: &Mirror, suites: &[&str], version: &str, into: &Path) -> Result<()> {
+    let apt = Apt::for_sources(mirror, suites)?;
+    let archive = apt.download_source("dpdk", version)?;
+    let tar = into.join("dpdk.tar");
     let mut packed = BufReader::new(fs::File::open(&archive)?);
     lzma_rs::xz_decompress(&mut packed, &mut fs::File::create(&tar)?)
         .map_err(|e| anyhow::anyhow!("{}: {e:?}", archive.display()))?;
-    let source = new.path().join("source");
+    let source = into.join("source");
     fs::create_dir_all(&source)?;
     let mut command = Command::new("tar");
     command
@@ -166,22 +203,30 @@ fn fetch_source() -> Result<PathBuf> {
     command.args(HEADERS.iter().chain(&EXAMPLES).map(|what| format!("*/{what}")));
     process::run("tar", command, LIMIT)?;
     fs::remove_file(&tar)?;
-    let include = new.path().join("include");
+    let include = into.join("include");
     fs::create_dir_all(&include)?;
     for header in HEADERS {
         let to = include.join(name(header).context("a header without a name")?);
         fs::rename(source.join(header), to).with_context(|| format!("{header} of dpdk {version}"))?;
     }
-    fs::rename(source.join("examples"), new.path().join("examples"))?;
+    fs::rename(source.join("examples"), into.join("examples"))?;
     fs::remove_dir_all(&source)?;
-    fs::set_permissions(new.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
-    // Whole, or not there. Somebody else may have been faster.
-    match fs::rename(new.path(), &place) {
-        Err(_) if place.is_dir() => {}
-        result => {
-            result.with_context(|| place.display().to_string())?;
-            let _ = new.keep();
-        }
+    Ok(())
+}
+
+/// The driver headers of a version, from the repository that [`REPOSITORY`] names, by the tag of its release ("24.11" of
+/// "24.11.8"): they do not change within one.
+pub fn headers_of_repository(version: &str, into: &Path) -> Result<()> {
+    let repository =
+        std::env::var_os(REPOSITORY).with_context(|| format!("{REPOSITORY} names no repository of DPDK's"))?;
+    let release: Vec<&str> = version.split('.').take(2).collect();
+    fs::create_dir_all(into)?;
+    for header in HEADERS {
+        let mut command = Command::new("git");
+        command.arg("-C").arg(&repository);
+        command.arg("show").arg(format!("v{}:{header}", release.join(".")));
+        let text = process::run("git show", command, LIMIT)?;
+        fs::write(into.join(name(header).context("a header without a name")?), text)?;
     }
-    Ok(place)
+    Ok(())
 }

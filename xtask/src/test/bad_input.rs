@@ -25,7 +25,7 @@ type Refused = (&'static str, &'static [&'static str], &'static [&'static str]);
 const REFUSED: &[Refused] = &[
     (
         "no-such-socket",
-        &["generate", "--port", "virtio-user,path=DIR/none.sock"],
+        &["generate", "--wait", "0", "--port", "virtio-user,path=DIR/none.sock"],
         &["none.sock"],
     ),
     (
@@ -302,6 +302,7 @@ fn replay_file(ctx: &Ctx, bytes: &[u8], words: &[&str]) -> Result<Outcome> {
         &front_spec(&socket, "")?,
         "--wait",
         "3",
+        "--strict",
         "--pcap",
         path(&file)?,
     ];

@@ -12,9 +12,9 @@ use super::link::path;
 use super::wire::{End, exchange, prove};
 use super::{Case, Ctx, Link, Need, Outcome, Usernic, passed};
 use crate::pcap;
+use crate::peers::Program;
 use crate::peers::ovs::{Ovs, PortKind};
 use crate::peers::testpmd::{self, Testpmd};
-use crate::peers::{Program, which};
 use crate::process::{Process, sleep};
 
 const UP: Duration = Duration::from_secs(15);
@@ -75,7 +75,7 @@ pub fn cases() -> Vec<Case> {
             "dpdkvhostuserclient"
         };
         for size in [16, 256, 4096] {
-            let needs = [Need::Usernic, Need::Ovs, Need::Root];
+            let needs = [Need::Ovs, Need::Root];
             cases.push(Case::new(format!("ovs/{name}-q{size}"), &needs, move |ctx| {
                 through_ovs(ctx, kind, size)
             }));
@@ -134,7 +134,10 @@ pub(super) fn wait_for_socket(socket: &std::path::Path, process: &mut Process) -
 fn through_our_switch(ctx: &Ctx, size: u16) -> Result<Outcome> {
     let (a, b) = (ctx.dir.join("a"), ctx.dir.join("b"));
     let listen = format!("{},{}", a.display(), b.display());
-    let mut switch = Usernic::spawn(ctx, &["switch", "--listen", &listen, "--connect", "0:1"])?;
+    let mut switch = Usernic::spawn(
+        ctx,
+        &["switch", "--listen", &listen, "--mtu", "9000", "--connect", "0:1"],
+    )?;
     wait_for_socket(&a, &mut switch)?;
     wait_for_socket(&b, &mut switch)?;
     let (frames, rate) = frames(size, 9000);
@@ -227,14 +230,15 @@ fn ends(sockets: &[std::path::PathBuf; 2], spec: impl Fn(std::path::Display<'_>)
 }
 
 /// The frames go both ways, never more at a time than half of what the smallest ring holds.
+fn both_ways(a: &mut End, b: &mut End, frames: &[Vec<u8>], size: u16) -> Result<()> {
+    a.wait_link()?;
+    b.wait_link()?;
+    prove(a, b)?;
+    exchange(a, b, frames, usize::from(size / 2).min(128))
+}
+
 fn through(a: &mut End, b: &mut End, frames: &[Vec<u8>], size: u16, testpmd: &mut Testpmd) -> Result<()> {
-    let run = |a: &mut End, b: &mut End| -> Result<()> {
-        a.wait_link()?;
-        b.wait_link()?;
-        prove(a, b)?;
-        exchange(a, b, frames, usize::from(size / 2).min(128))
-    };
-    run(a, b).with_context(|| {
+    both_ways(a, b, frames, size).with_context(|| {
         testpmd
             .stats(0)
             .map_or(String::new(), |s| format!("testpmd's first port received {}", s.rx))
@@ -247,7 +251,17 @@ fn dpdk_behind_our_switch(ctx: &Ctx) -> Result<Outcome> {
     let listen = sockets.iter().map(|s| path(s)).collect::<Result<Vec<_>>>()?.join(",");
     let mut switch = Usernic::spawn(
         ctx,
-        &["switch", "--listen", &listen, "--connect", "0:1", "--connect", "2:3"],
+        &[
+            "switch",
+            "--listen",
+            &listen,
+            "--mtu",
+            "9000",
+            "--connect",
+            "0:1",
+            "--connect",
+            "2:3",
+        ],
     )?;
     for socket in &sockets {
         wait_for_socket(socket, &mut switch)?;
@@ -273,29 +287,21 @@ fn dpdk_behind_our_switch(ctx: &Ctx) -> Result<Outcome> {
     passed()
 }
 
-/// Our front-ends on two ports of OVS-DPDK, with a flow for each direction.
+/// Our front-ends on two ports of OVS-DPDK, with a flow for each direction: as many frames under way as the rings hold.
 fn through_ovs(ctx: &Ctx, kind: PortKind, size: u16) -> Result<Outcome> {
-    if which("stdbuf").is_none() {
-        return Ok(Outcome::Skipped("stdbuf is missing".into()));
-    }
     let mut ovs = Ovs::start(&ctx.found, &ctx.dir, ctx.hugetlbfs("ovs")?)?;
-    let a = ovs.add_port("p1", kind, 9000)?;
-    let b = ovs.add_port("p2", kind, 9000)?;
+    let sockets = [ovs.add_port("p1", kind, 9000)?, ovs.add_port("p2", kind, 9000)?];
     ovs.connect(1, 2)?;
     ovs.connect(2, 1)?;
-    let (frames, rate) = frames(size, 9000);
     let server = if kind == PortKind::VhostUserClient {
         ",server=1"
     } else {
         ""
     };
-    let spec = |socket| format!("virtio-user,path={socket},queue_size={size},mtu=9000{server}");
-    let link = Link {
-        capture: &spec(b.display()),
-        replay: &spec(a.display()),
-        rate,
-    };
-    link.transfer(ctx, "t", &frames, || ovs.wait_log("has been added", 1, UP))
+    let [mut a, mut b] = ends(&sockets, |socket| {
+        format!("virtio-user,path={socket},queue_size={size},mtu=9000,timeout=30000{server}")
+    })?;
+    both_ways(&mut a, &mut b, &frames(size, 9000).0, size)
         .with_context(|| format!("p1: {}p2: {}", ovs.statistics("p1").trim(), ovs.statistics("p2").trim()))?;
     passed()
 }

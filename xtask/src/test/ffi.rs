@@ -67,8 +67,13 @@ impl Installed {
                 prefix: layout.prefix,
                 examples,
             };
-            let mut make = installed.command("make");
-            make.current_dir(&installed.examples);
+            // As the README has it: by a variable of make's command line.
+            let mut make = Command::new("make");
+            make.arg("-C").arg(&installed.examples);
+            make.arg(format!(
+                "PKG_CONFIG_PATH={}",
+                installed.prefix.join("lib/pkgconfig").display()
+            ));
             process::run("make", make, LIMIT)?;
             Ok(installed)
         })
@@ -216,7 +221,17 @@ fn under_valgrind(ctx: &Ctx) -> Result<Outcome> {
     let listen = sockets.iter().map(|s| path(s)).collect::<Result<Vec<_>>>()?.join(",");
     let mut switch = Usernic::spawn(
         ctx,
-        &["switch", "--listen", &listen, "--connect", "0:1", "--connect", "2:3"],
+        &[
+            "switch",
+            "--listen",
+            &listen,
+            "--mtu",
+            "9000",
+            "--connect",
+            "0:1",
+            "--connect",
+            "2:3",
+        ],
     )?;
     for socket in &sockets {
         super::capture::wait_for_socket(socket, &mut switch)?;

@@ -20,6 +20,7 @@ mod link;
 mod machine;
 mod paths;
 mod pmd;
+mod reliability;
 mod startup;
 mod unprivileged;
 mod vf_dpdk;
@@ -130,6 +131,8 @@ pub struct Ctx {
     pub usernic: PathBuf,
     /// Show output of long commands as it comes.
     pub verbose: bool,
+    /// Rounds of what is done over and over, if not as many as each case thinks enough.
+    pub rounds: Option<usize>,
     machine: OnceCell<Result<Machine, String>>,
     shared: RefCell<Option<(String, Box<dyn Any>)>>,
 }
@@ -203,6 +206,12 @@ impl Ctx {
     pub fn cargo(&self, args: &[&str]) -> Command {
         let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
         command.args(args).current_dir(&self.root);
+        // Of a failure the last lines are shown: they are to be what failed.
+        command.env("RUST_BACKTRACE", "0");
+        // Tests make sockets in their temporary folders, and a socket's path has 107 bytes at the most.
+        if let Ok(dir) = self.scratch.subdir("tmp") {
+            command.env("TMPDIR", dir);
+        }
         // What `cargo xtask` set for us is not for other packages' builds.
         for (key, _) in std::env::vars_os() {
             let name = key.to_string_lossy();
@@ -228,6 +237,8 @@ pub struct Options {
     pub filter: Vec<String>,
     /// Output of long commands.
     pub verbose: bool,
+    /// Rounds of the reliability cases.
+    pub rounds: Option<usize>,
     /// The `usernic` program, if it is not to be built.
     pub usernic: Option<PathBuf>,
 }
@@ -239,6 +250,7 @@ fn suites() -> Vec<Case> {
     cases.extend(paths::cases());
     cases.extend(ffi::cases());
     cases.extend(pmd::cases());
+    cases.extend(reliability::cases());
     cases.extend(machine::cases());
     cases.extend(guest::cases());
     cases.extend(guest_device::cases());
@@ -322,6 +334,7 @@ pub fn command(root: &Path, options: &Options) -> Result<bool> {
         found: Found::search(root),
         usernic: PathBuf::new(),
         verbose: options.verbose,
+        rounds: options.rounds,
         machine: OnceCell::new(),
         shared: RefCell::new(None),
     };

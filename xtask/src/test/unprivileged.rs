@@ -65,7 +65,10 @@ fn capture(ctx: &Ctx) -> Result<Outcome> {
     let home = ctx.subdir("home")?;
     let (a, b) = (home.join("a"), home.join("b"));
     let listen = format!("{},{}", path(&a)?, path(&b)?);
-    let mut switch = spawn(ctx, &["switch", "--listen", &listen, "--connect", "0:1"])?;
+    let mut switch = spawn(
+        ctx,
+        &["switch", "--listen", &listen, "--mtu", "9000", "--connect", "0:1"],
+    )?;
     let end = std::time::Instant::now() + Duration::from_secs(10);
     while !b.exists() {
         ensure!(std::time::Instant::now() < end, "no sockets{}", switch.tail());

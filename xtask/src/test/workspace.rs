@@ -1,5 +1,6 @@
 //! The crates' own tests, the models of their memory orderings, and the proof that the leaves need no std.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -17,8 +18,11 @@ pub fn cases() -> Vec<Case> {
     vec![
         Case::new("workspace/tests", &[], tests),
         Case::new("workspace/doc", &[], doc),
+        Case::new("workspace/release", &[], release),
+        Case::new("workspace/adversary", &[], adversary),
         Case::new("workspace/loom", &[], loom),
-        Case::new("workspace/tsan", &[], tsan),
+        Case::new("workspace/tsan", &[], |ctx| sanitize(ctx, &THREAD)),
+        Case::new("workspace/asan", &[], |ctx| sanitize(ctx, &ADDRESS)),
         Case::new("workspace/fuzz", &[Need::Tool("c++")], fuzz),
         Case::new("workspace/no-std-link", &[Need::Tool("gcc")], no_std_link),
     ]
@@ -55,6 +59,8 @@ pub fn usernic(ctx: &Ctx, given: Option<&Path>) -> Result<PathBuf> {
     };
     let copy = ctx.scratch.subdir("bin")?.join("usernic");
     std::fs::copy(&program, &copy).with_context(|| program.display().to_string())?;
+    // It was built with the umask of whoever built it.
+    std::fs::set_permissions(&copy, PermissionsExt::from_mode(0o755))?;
     Ok(copy)
 }
 
@@ -96,6 +102,27 @@ fn doc(ctx: &Ctx) -> Result<Outcome> {
     Ok(Outcome::Passed(format!("{} examples", count(&output).unwrap_or(0))))
 }
 
+/// The fuzzers over calls, as programs are built that are used: there numbers wrap that panic in a debug build.
+fn release(ctx: &Ctx) -> Result<Outcome> {
+    let args = "test --release --package usernic --package usernic-ffi --test calls --test extremes --test fuzz";
+    let args: Vec<&str> = args.split(' ').collect();
+    let output = long(ctx, "cargo test --release (fuzzers over calls)", ctx.cargo(&args))?;
+    match count(&output) {
+        Some(n @ 1..) => Ok(Outcome::Passed(format!("{n} tests"))),
+        _ => bail!("no fuzzer ran"),
+    }
+}
+
+/// Hostile peers of the real programs. They are among the tests of the workspace, too.
+fn adversary(ctx: &Ctx) -> Result<Outcome> {
+    let args = ["test", "--package", "usernic-cli", "--test", "adversary"];
+    let output = long(ctx, "cargo test (adversary)", ctx.cargo(&args))?;
+    match count(&output) {
+        Some(n @ 1..) => Ok(Outcome::Passed(format!("{n} attacks"))),
+        _ => bail!("no attack ran"),
+    }
+}
+
 /// The models: package, the flag that they are behind, and the arguments that choose them.
 const MODELS: [(&str, &str, &[&str]); 3] = [
     ("virtio-ring", "loom", &["--test", "loom"]),
@@ -123,50 +150,156 @@ fn loom(ctx: &Ctx) -> Result<Outcome> {
     Ok(Outcome::Parts(parts))
 }
 
-/// Races in libtest's own channel, which is in the std that is not instrumented.
-const NOT_OURS: &str = "race:test::event::CompletedTest\n";
+/// What ThreadSanitizer cannot know, since the standard library is not instrumented: waiting inside of it, and fences.
+const NOT_RACES: &str = "\
+# Channels of the standard library, libtest's among them: the list of waiting threads is behind a lock of its own.
+race:test::event::CompletedTest
+race:std::sync::mpmc
+# The end of a thread: its result, and its handle.
+race:std::thread::lifecycle::Packet
+race:std::thread::thread::Inner
+# The last owner sees what the others did by a fence.
+race:alloc::sync::Arc<*>::drop
+race:alloc::sync::Arc<*> as core::ops::drop::Drop
+";
 
-/// Both sides of a ring on two threads under ThreadSanitizer. It does not know fences: what is published must be in order
-/// by Release and Acquire alone. The standard library is the one that comes with the compiler, not instrumented.
-fn tsan(ctx: &Ctx) -> Result<Outcome> {
+/// What LeakSanitizer, which comes with AddressSanitizer, finds and is meant: libusernic forgets what a panic carries, since
+/// dropping it may panic again.
+const NO_LEAKS: &str = "leak:std::panicking::panic_handler\n";
+
+/// A sanitizer of the compiler's, and the tests that run under it.
+struct Sanitizer {
+    name: &'static str,
+    /// Of its runtime library.
+    runtime: &'static str,
+    /// Tests at a time.
+    threads: &'static str,
+    runs: &'static [Selection],
+}
+
+/// Tests of some packages: what chooses the binaries, and the tests in them; all, if nothing does.
+struct Selection {
+    packages: &'static [&'static str],
+    which: &'static [&'static str],
+    tests: &'static [&'static str],
+}
+
+/// Code that several threads are in at once without a lock. Of the standard library, which is not instrumented, it does not
+/// see how a thread that had to wait for a Mutex got it: where threads wait for such, reports come and go with the machine's
+/// load, so that tests of whole ports and switches are not among these. It does not know fences: what is published must be
+/// in order by Release and Acquire alone. Nor does it know that two addresses are the same memory: the two sides of a port
+/// map the rings each for itself, so between them it sees nothing; `virtio-ring`'s threads share one mapping.
+const THREAD: Sanitizer = Sanitizer {
+    name: "thread",
+    runtime: "_rt.tsan.",
+    // What tests share, such as a OnceLock, is published inside of the standard library.
+    threads: "--test-threads=1",
+    runs: &[
+        Selection {
+            packages: &["virtio-ring", "hugemem"],
+            which: &["--test", "threads", "--test", "pool"],
+            tests: &[],
+        },
+        Selection {
+            packages: &["usernic"],
+            which: &["--lib"],
+            tests: &["gate::", "pool::", "notify::", "packet::tests::", "queue::tests::"],
+        },
+    ],
+};
+
+/// The crates that read what others wrote, and those with unsafe code.
+const ADDRESS: Sanitizer = Sanitizer {
+    name: "address",
+    runtime: "_rt.asan.",
+    threads: "--test-threads=2",
+    runs: &[
+        Selection {
+            packages: &["virtio-ring", "vhost-proto", "ixgbevf", "hugemem", "iova"],
+            which: &["--lib", "--tests", "--features", "iova/vfio"],
+            tests: &[],
+        },
+        Selection {
+            packages: &["usernic", "usernic-ffi"],
+            which: &[
+                "--lib",
+                "--test",
+                "hostile_*",
+                "--test",
+                "lengths",
+                "--test",
+                "extremes",
+                "--test",
+                "shared_descriptors",
+                "--test",
+                "api",
+                "--test",
+                "lent",
+                "--test",
+                "fuzz",
+            ],
+            tests: &[],
+        },
+    ],
+};
+
+/// For what is not ours: built for no other run, and short of time.
+const DEPENDENCIES: [&str; 4] = [
+    "--config",
+    "profile.dev.package.\"*\".opt-level=0",
+    "--config",
+    "profile.dev.package.\"*\".debug=0",
+];
+
+/// Tests under a sanitizer. The standard library is the one that comes with the compiler, not instrumented.
+fn sanitize(ctx: &Ctx, sanitizer: &Sanitizer) -> Result<Outcome> {
     let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
     let print = |what: &str| -> Result<String> {
         let output = Command::new(&rustc).args(["--print", what]).output()?;
         Ok(String::from_utf8(output.stdout)?.trim().to_owned())
     };
+    let name = sanitizer.name;
     let libraries = print("target-libdir")?;
     let runtime = std::fs::read_dir(&libraries)
         .with_context(|| libraries.clone())?
         .filter_map(Result::ok)
-        .any(|file| file.file_name().to_string_lossy().contains("_rt.tsan."));
+        .any(|file| file.file_name().to_string_lossy().contains(sanitizer.runtime));
     if !runtime {
-        return Ok(Outcome::Skipped(format!("no ThreadSanitizer among {libraries}")));
+        return Ok(Outcome::Skipped(format!(
+            "no runtime of -Zsanitizer={name} among {libraries}"
+        )));
     }
-    let suppressions = ctx.dir.join("suppressions");
-    std::fs::write(&suppressions, NOT_OURS)?;
+    let (races, leaks) = (ctx.dir.join("races"), ctx.dir.join("leaks"));
+    std::fs::write(&races, NOT_RACES)?;
+    std::fs::write(&leaks, NO_LEAKS)?;
     let host = print("host-tuple")?;
-    let mut command = ctx.cargo(&[
-        "test",
-        "--package",
-        "virtio-ring",
-        "--test",
-        "threads",
-        "--target",
-        &host,
-    ]);
-    command.args(["--", "--nocapture", "--test-threads=1"]);
-    // The flags are not stable; what they do here has been the same for years.
-    command
-        .env("RUSTC_BOOTSTRAP", "1")
-        .env("RUSTFLAGS", "-Zsanitizer=thread -Cunsafe-allow-abi-mismatch=sanitizer");
-    command.env("TSAN_OPTIONS", format!("suppressions={}", suppressions.display()));
-    command.env("VIRTIO_RING_CHAINS", "20000");
-    command.env("CARGO_TARGET_DIR", target_dir(ctx).join("tsan"));
-    let output = long(ctx, "cargo test (ThreadSanitizer)", command)?;
-    match count(&output) {
-        Some(n @ 1..) => Ok(Outcome::Passed(format!("{n} tests"))),
-        _ => bail!("no tests ran under ThreadSanitizer"),
+    let mut ran = 0;
+    for Selection { packages, which, tests } in sanitizer.runs {
+        let mut command = ctx.cargo(&["test", "--target", &host]);
+        command.args(DEPENDENCIES);
+        command.args(packages.iter().flat_map(|package| ["--package", package]));
+        command
+            .args(*which)
+            .args(["--", "--nocapture", sanitizer.threads])
+            .args(*tests);
+        // The flags are not stable; what they do here has been the same for years.
+        command.env("RUSTC_BOOTSTRAP", "1").env(
+            "RUSTFLAGS",
+            format!("-Zsanitizer={name} -Cunsafe-allow-abi-mismatch=sanitizer"),
+        );
+        command.env("TSAN_OPTIONS", format!("suppressions={}", races.display()));
+        command.env("LSAN_OPTIONS", format!("suppressions={}", leaks.display()));
+        // The SIGBUS guard's tests look what the default action does.
+        command.env("ASAN_OPTIONS", "handle_sigbus=0");
+        command.env("VIRTIO_RING_CHAINS", "20000").env("USERNIC_FUZZ", "10000");
+        command.env("CARGO_TARGET_DIR", target_dir(ctx).join(name));
+        let output = long(ctx, &format!("cargo test (-Zsanitizer={name})"), command)?;
+        match count(&output) {
+            Some(n @ 1..) => ran += n,
+            _ => bail!("no tests of {} ran under -Zsanitizer={name}", packages.join(", ")),
+        }
     }
+    Ok(Outcome::Passed(format!("{ran} tests")))
 }
 
 /// Every fuzz target for a few seconds, from where the last run ended.

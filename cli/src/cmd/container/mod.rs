@@ -137,9 +137,9 @@ impl Text {
 pub fn run(args: Args, json: bool) -> Result<()> {
     let container = Container::of(&args)?;
     for note in &container.notes {
-        eprintln!("note: {note}");
+        crate::note!("note: {note}");
     }
-    let mut out = std::io::stdout().lock();
+    let mut out = crate::output::stdout();
     if args.format != Format::All {
         writeln!(out, "{}", Text::of(&container, args.format)?.shown()?)?;
         return Ok(());

@@ -6,7 +6,8 @@ use std::path::{Component, Path, PathBuf};
 use std::str::FromStr;
 
 use anyhow::{Context, Result};
-use usernic::needs::{Needs, Nodes};
+use usernic::needs::{Memory, Needs, Nodes};
+use usernic::spec::PortSpec;
 use usernic::vfio::Host;
 
 use super::Args;
@@ -127,6 +128,9 @@ pub struct Container {
     pub notes: Vec<String>,
 }
 
+/// Where a container gets a hugetlbfs for a port that takes any.
+const HUGE_DIR: &str = "/dev/hugepages";
+
 /// Folders that hold more than ports.
 const SHARED: [&str; 14] = [
     "/", "/dev", "/dev/shm", "/etc", "/home", "/opt", "/proc", "/root", "/run", "/sys", "/tmp", "/usr", "/var",
@@ -167,7 +171,9 @@ impl Container {
             let needs = Needs::of(spec)?;
             if needs.memory.huge {
                 huge.bytes += needs.memory.in_pages_of(page.bytes());
-                huge.mounts.extend(needs.memory.mount.clone());
+                let mount = needs.memory.mount.clone();
+                let any = needs.memory.is_mounted().then(|| HUGE_DIR.into());
+                huge.mounts.extend(mount.or(any));
             }
             // Where there are no huge pages free, most ports take plain ones.
             all.plain += needs.memory.bytes;
@@ -208,10 +214,10 @@ impl Container {
         for path in nodes.paths {
             devices.push(device(host, path)?);
         }
-        let needs = Needs::of(&usernic::spec::PortSpec::virtio_user("/"))?;
-        huge.bytes += needs.memory.in_pages_of(page.bytes());
-        self.plain += needs.memory.bytes;
-        self.memlock += needs.memory.in_pages_of(page.bytes());
+        let memory = Memory::of(&PortSpec::vf(nodes.function.address))?;
+        huge.bytes += memory.in_pages_of(page.bytes());
+        self.plain += memory.bytes;
+        self.memlock += memory.in_pages_of(page.bytes());
         self.parts.push(Part {
             name: nodes.function.address.to_string(),
             folders: Vec::new(),
@@ -264,10 +270,15 @@ fn folder(host: &Host, folder: &Path, socket: &Path, notes: &mut Vec<String>) ->
         .filter(|name| Some(name.as_str()) != socket.file_name().and_then(|n| n.to_str()))
         .collect();
     if !others.is_empty() {
+        // Whoever has the folder can put any number there.
+        let more = others.len().saturating_sub(8);
+        let mut others = others[..others.len() - more].join(", ");
+        if more > 0 {
+            others += &format!(" and {more} others");
+        }
         notes.push(format!(
-            "{} also holds {}: the container could take those ports, too; give each container a folder of its own",
-            folder.display(),
-            others.join(", ")
+            "{} also holds {others}: the container could take those ports, too; give each container a folder of its own",
+            folder.display()
         ));
     }
     Ok(folder.to_owned())

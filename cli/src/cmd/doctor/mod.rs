@@ -97,7 +97,7 @@ pub fn run(args: Args, json: bool) -> Result<()> {
         jitter,
         cat,
     };
-    let mut out = std::io::stdout().lock();
+    let mut out = crate::output::stdout();
     if json {
         writeln!(out, "{}", serde_json::to_string(&report)?)?;
     } else {

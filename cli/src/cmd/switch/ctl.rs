@@ -28,7 +28,7 @@ enum What {
     Add {
         /// Its name
         name: String,
-        /// What it is, as in vhost,path=/run/a.sock,socket_mode=0660
+        /// What it is, as in vhost,path=/run/a.sock,socket_mode=0660; a path that is not whole begins in this command's folder
         spec: String,
         /// Join it to this port, whatever the addresses, losing nothing
         #[arg(long, value_name = "NAME", conflicts_with = "reflect")]
@@ -57,7 +57,7 @@ enum What {
 pub fn run(args: Args) -> Result<()> {
     let stop = common::stop_flag()?;
     let mut client = Client::connect(&args.control)?;
-    let mut out = std::io::stdout();
+    let mut out = crate::output::stdout();
     match args.what {
         What::List => writeln!(out, "{}", client.ask(&Request::List, &stop)?)?,
         What::Stats => writeln!(out, "{}", client.ask(&Request::Stats, &stop)?)?,
@@ -86,6 +86,7 @@ pub fn run(args: Args) -> Result<()> {
         } => {
             // Mistakes are told before anybody is asked.
             spec.parse::<PortSpec>().map_err(|e| common::Usage(e.to_string()))?;
+            let spec = common::whole(&spec)?;
             let join = match connect {
                 Some(to) => Joined::Connect(to),
                 None if reflect => Joined::Reflect,

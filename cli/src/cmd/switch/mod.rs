@@ -5,7 +5,7 @@
 mod ctl;
 pub mod service;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -13,11 +13,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
 use usernic::spec::PortSpec;
-use usernic::switch::{Mac, Role, Switch, SwitchConfig, SwitchPortStats, SwitchReport};
+use usernic::switch::{Mac, Role, Switch, SwitchConfig, SwitchError, SwitchPortStats, SwitchReport};
 use usernic::vhost_user::SocketAccess;
 
 use crate::common::{self, ConfineArgs, Confined, Ended, Usage};
-use crate::control::{Control, Request};
+use crate::control::{self, Bound, Control, Request};
+use crate::descriptors;
+use crate::{note, result};
 
 /// Arguments.
 #[derive(clap::Args)]
@@ -40,6 +42,12 @@ pub struct Args {
     /// Forget an address that was not seen for so many seconds
     #[arg(long, value_name = "S", default_value = "300", value_parser = common::seconds)]
     ageing: Duration,
+    /// MTU of the ports of --listen: a port is sent no frame that is longer (1500)
+    #[arg(long, value_name = "BYTES", requires = "listen")]
+    mtu: Option<u16>,
+    /// Forward frames for the link-local groups 01:80:c2:00:00:00 to :0f (STP, LACP, LLDP), as a bridge does not
+    #[arg(long)]
+    forward_link_local: bool,
     /// Poll for so many microseconds without a frame before sleeping
     #[arg(long, value_name = "US", default_value = "200")]
     idle: u64,
@@ -128,12 +136,19 @@ fn config(args: &Args) -> Result<SwitchConfig> {
     let access = access("--socket", args.socket_mode.as_deref(), args.socket_owner.as_deref())?;
     for (_, spec, _) in &mut config.ports {
         spec.access = access;
+        if let Some(mtu) = args.mtu {
+            // The key's own parser knows what it may be.
+            let parsed = format!("vhost,path=x,mtu={mtu}").parse::<PortSpec>();
+            spec.mtu = parsed.map_err(|e| Usage(format!("--mtu: {e}")))?.mtu;
+        }
     }
     for spec in &args.port {
-        let name = spec
-            .path
-            .file_name()
-            .map_or_else(String::new, |n| n.to_string_lossy().into_owned());
+        // A virtual function has an address, no socket.
+        let name = match (spec.path.file_name(), spec.pci) {
+            (Some(name), _) => name.to_string_lossy().into_owned(),
+            (None, Some(address)) => address.to_string(),
+            (None, None) => spec.kind.name().to_owned(),
+        };
         config.ports.push((name, spec.clone(), Role::Learn));
     }
     if config.ports.is_empty() && args.control.is_none() {
@@ -178,6 +193,14 @@ fn config(args: &Args) -> Result<SwitchConfig> {
     }
     config.ageing = args.ageing;
     config.idle = Duration::from_micros(args.idle);
+    config.forward_link_local = args.forward_link_local;
+    config.check().map_err(|e| {
+        let hint = match e {
+            SwitchError::NameTaken { .. } => " (the name of a port is the file name of its socket)",
+            _ => "",
+        };
+        Usage(format!("{e}{hint}"))
+    })?;
     Ok(config)
 }
 
@@ -201,6 +224,10 @@ pub fn run(mut args: Args, json: bool) -> Result<()> {
     }
     let config = config(&args)?;
     let stop = common::stop_flag()?;
+    // Whoever has these is the only one: before anything is read, changed or opened.
+    let state = args.state.as_deref().map(service::State::own).transpose()?;
+    let sockets = Sockets::bind(&args)?;
+    descriptors::check(config.ports.iter().map(|(_, spec, _)| spec));
     // A switch that takes ports later cannot know which files and calls those need: its service manager confines it.
     let grows = args.control.is_some();
     let ports: Vec<PortSpec> = config.ports.iter().map(|(_, spec, _)| spec.clone()).collect();
@@ -210,9 +237,6 @@ pub fn run(mut args: Args, json: bool) -> Result<()> {
         args.confine.files(&ports, &[args.metrics.as_ref()])
     };
     let mut switch = Switch::new(config).context("cannot start the switch")?;
-    for (name, port) in switch.ports() {
-        tracing::info!("port {name}: {}", port.spec().path.display());
-    }
     let given: Vec<_> = switch
         .ports()
         .map(|(name, port)| {
@@ -222,6 +246,7 @@ pub fn run(mut args: Args, json: bool) -> Result<()> {
             )
         })
         .collect();
+    let names: Vec<String> = given.iter().map(|(name, spec)| format!("{name} ({spec})")).collect();
     let start = Instant::now();
     // What ends the polling loop: a signal, or the time.
     let over = Arc::new(AtomicBool::new(false));
@@ -237,7 +262,7 @@ pub fn run(mut args: Args, json: bool) -> Result<()> {
             over.store(true, Ordering::Relaxed);
         })?
     };
-    let service = Arc::new(service::Service::new(switch.handle(), given, args.state.clone()));
+    let service = Arc::new(service::Service::new(switch.handle(), given, state));
     let polling = {
         let (over, cpu) = (Arc::clone(&over), args.cpu);
         std::thread::Builder::new()
@@ -249,10 +274,16 @@ pub fn run(mut args: Args, json: bool) -> Result<()> {
                 switch.drain(DRAIN);
                 result.context("the switch stopped")?;
                 // The switch ends here, and with it the wait of whoever asks for something now.
-                Ok(Snapshot::new(switch.stats(), &switch.addresses(), Confined::default()))
+                let mut ports = switch.stats();
+                ports.extend(switch.removed().cloned());
+                Ok(Snapshot::new(ports, &switch.addresses(), Confined::default()))
             })?
     };
-    let served = serve(&args, &service);
+    let served = service.restore().and_then(|restored| {
+        let served = sockets.serve(&service)?;
+        started(&[names, restored].concat(), args.control.as_deref());
+        Ok(served)
+    });
     if served.is_err() {
         over.store(true, Ordering::Relaxed);
     }
@@ -277,18 +308,16 @@ pub fn run(mut args: Args, json: bool) -> Result<()> {
     };
     let seconds = start.elapsed().as_secs_f64();
     if json {
-        println!(
-            "{}",
-            serde_json::to_string(&Totals {
-                schema: "usernic.switch/1",
-                ended,
-                seconds,
-                end
-            })?
-        );
+        let totals = Totals {
+            schema: "usernic.switch/1",
+            ended,
+            seconds,
+            end,
+        };
+        result!("{}", serde_json::to_string(&totals)?)?;
         return Ok(());
     }
-    eprintln!(
+    note!(
         "switched for {seconds:.3} s{}",
         if ended == Ended::Signal {
             " (ended by a signal)"
@@ -297,43 +326,92 @@ pub fn run(mut args: Args, json: bool) -> Result<()> {
         }
     );
     for port in &end.ports {
-        eprintln!(
-            "{}: rx {} packets {} bytes, tx {} packets {} bytes, dropped {}, filtered {}, flooded {}, anomalies {}",
-            port.name,
-            port.stats.rx_packets,
-            port.stats.rx_bytes,
-            port.stats.tx_packets,
-            port.stats.tx_bytes,
-            port.dropped,
-            port.filtered,
-            port.flooded,
-            port.stats.anomalies
-        );
+        note!("{}", line(port));
     }
     Ok(())
 }
 
-/// Restores what was there before a restart, and opens the sockets that were asked for.
-fn serve(args: &Args, service: &Arc<service::Service>) -> Result<Vec<Control>> {
-    let mut served = Vec::new();
-    if let Some(path) = &args.metrics {
-        let (service, everybody) = (Arc::clone(service), access("--metrics", Some("666"), None)?);
-        let answer = move |request| match request {
-            Request::Stats | Request::Metrics => service.answer(request),
-            _ => bail!("here counters are told, and nothing is changed"),
-        };
-        served.push(Control::serve(path, everybody, Arc::new(answer))?);
+/// A port's totals: what moved, and by its reason what did not.
+fn line(port: &SwitchPortStats) -> String {
+    let stats = &port.stats;
+    let mut line = format!(
+        "{}: rx {} packets {} bytes, tx {} packets {} bytes, dropped {}, filtered {}, flooded {}, anomalies {}",
+        port.name,
+        stats.rx_packets,
+        stats.rx_bytes,
+        stats.tx_packets,
+        stats.tx_bytes,
+        port.dropped,
+        port.filtered,
+        port.flooded,
+        stats.anomalies
+    );
+    for (count, what) in [
+        (stats.rx_runts, "runts from it"),
+        (stats.rx_oversize, "from it over its mtu"),
+        (stats.rx_errors, "malformed from it"),
+        (stats.rx_filtered, "kept out by its filter"),
+        (stats.rx_no_buffer, "times no buffer"),
+        (stats.tx_oversize, "for it over its mtu"),
+        (stats.tx_errors, "longer than its front-end's buffers"),
+        (stats.tx_filtered, "kept out by its front-end's filter"),
+        (stats.peers_refused, "front-ends sent away"),
+    ] {
+        if count > 0 {
+            line += &format!(", {count} {what}");
+        }
     }
-    let Some(path) = &args.control else { return Ok(served) };
-    let access = access("--control", args.control_mode.as_deref(), args.control_owner.as_deref())?;
-    service.restore()?;
-    let service = Arc::clone(service);
-    served.push(Control::serve(
-        path,
-        access,
-        Arc::new(move |request| service.answer(request)),
-    )?);
-    Ok(served)
+    line
+}
+
+/// Says what the switch begins with.
+fn started(ports: &[String], control: Option<&Path>) {
+    let mut line = match ports {
+        [] => "switching, with no port yet".to_owned(),
+        ports => format!("switching: {}", ports.join(", ")),
+    };
+    if let Some(control) = control {
+        line += &format!("; control socket {}", control.display());
+    }
+    note!("{line}");
+}
+
+/// The sockets for counters and changes, bound before anything else happens.
+struct Sockets {
+    metrics: Option<Bound>,
+    control: Option<Bound>,
+}
+
+impl Sockets {
+    fn bind(args: &Args) -> Result<Self> {
+        let access = access("--control", args.control_mode.as_deref(), args.control_owner.as_deref())?;
+        let control = args.control.as_ref().map(|path| Bound::new(path, access)).transpose()?;
+        let everybody = self::access("--metrics", Some("666"), None)?;
+        let metrics = args
+            .metrics
+            .as_ref()
+            .map(|path| Bound::new(path, everybody))
+            .transpose()?;
+        Ok(Sockets { metrics, control })
+    }
+
+    fn serve(self, service: &Arc<service::Service>) -> Result<Vec<Control>> {
+        let mut served = Vec::new();
+        if let Some(metrics) = self.metrics {
+            let service = Arc::clone(service);
+            served.push(
+                metrics.serve(Arc::new(control::at_intervals(move |request| match request {
+                    Request::Stats | Request::Metrics => service.answer(request),
+                    _ => bail!("here counters are told, and nothing is changed"),
+                })))?,
+            );
+        }
+        if let Some(control) = self.control {
+            let service = Arc::clone(service);
+            served.push(control.serve(Arc::new(move |request| service.answer(request)))?);
+        }
+        Ok(served)
+    }
 }
 
 #[cfg(test)]
@@ -374,5 +452,46 @@ mod tests {
                 .contains("twice")
         );
         assert!(roles(&[]).unwrap_err().to_string().contains("needs ports"));
+    }
+
+    #[test]
+    fn names_are_told_apart_before_anything_is_opened() {
+        for bad in [
+            &["--listen", "/r/1/a,/r/2/a"][..],
+            &["--listen", "/r/a", "--port", "vhost,path=/q/a"],
+            &["--port", "vhost,path=/r/a", "--port", "virtio-user,path=/q/a"],
+            &["--port", "vf,pci=0000:81:10.0", "--port", "vf,pci=0000:81:10.0"],
+        ] {
+            let error = roles(bad).unwrap_err();
+            assert!(
+                error.is::<Usage>() && error.to_string().contains("there is a port"),
+                "{error}"
+            );
+        }
+        let functions = ["--port", "vf,pci=0000:81:10.0", "--port", "vf,pci=0000:81:10.2"];
+        assert_eq!(roles(&functions).unwrap(), [Role::Learn; 2]);
+        let mtu = |value: &str| {
+            let args = Only::try_parse_from(["x", "--listen", "/r/a", "--mtu", value])?.args;
+            Ok::<_, anyhow::Error>(config(&args)?.ports[0].1.mtu)
+        };
+        assert_eq!(mtu("9000").unwrap(), 9000);
+        assert!(mtu("9711").unwrap_err().to_string().contains("9710"));
+    }
+
+    #[test]
+    fn totals_say_why_frames_are_missing() {
+        let mut port = SwitchPortStats {
+            name: "a".into(),
+            link_up: false,
+            stats: usernic::Stats::default(),
+            dropped: 0,
+            filtered: 0,
+            flooded: 0,
+            copies: 0,
+        };
+        assert!(line(&port).ends_with("anomalies 0"));
+        port.stats.tx_oversize = 3;
+        port.stats.rx_runts = 2;
+        assert!(line(&port).ends_with("anomalies 0, 2 runts from it, 3 for it over its mtu"));
     }
 }

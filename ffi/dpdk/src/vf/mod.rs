@@ -9,7 +9,7 @@ mod rx;
 mod tx;
 
 use std::ffi::c_void;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
@@ -27,6 +27,7 @@ use crate::counts::Counters;
 use crate::rx::{Data as RxData, RxQueue, Source};
 use crate::setup::{Fault, Outcome, regions};
 use crate::tx::{Data as TxData, Sink, TxQueue};
+use crate::wake::Wake;
 
 /// What rings are aligned to.
 const ALIGN: usize = 4096;
@@ -37,10 +38,24 @@ const FEATURES: u64 = 1 << 0 | 1 << 1 | 1 << 11 | 1 << 12 | 1 << 15;
 struct Pair {
     rx: ControlSide<Rx>,
     tx: ControlSide<Tx>,
+    wake: Arc<Wake>,
     /// Which of the two the application has.
     there: [bool; 2],
     /// What the application's threads have. Boxed, so that its address stays.
     queues: (Box<RxQueue>, Box<TxQueue>),
+}
+
+impl Pair {
+    /// Lets the application's thread receive, and wakes it: what it armed before or meanwhile may be forgotten.
+    fn open_rx(&mut self) {
+        self.rx.open();
+        self.wake.signal();
+    }
+
+    fn open(&mut self) {
+        self.open_rx();
+        self.tx.open();
+    }
 }
 
 struct Running {
@@ -245,7 +260,8 @@ impl Port {
         // SAFETY: by the caller, the blocks are as long as the rings, and nobody else's.
         let rings = unsafe { function.rings(index, memory, sizes, options) }?;
         let counters = [Arc::new(Counters::default()), Arc::new(Counters::default())];
-        let source = Source::new(rx_setup, config.port, self.calls, Arc::clone(&counters[0]));
+        let mut source = Source::new(rx_setup, config.port, self.calls, Arc::clone(&counters[0]));
+        source.set_mtu(config.mtu, false);
         let sink = Sink::new(tx_setup, self.calls, Arc::clone(&counters[1]));
         let event: Arc<OwnedFd> = match function.event_of(index) {
             Some(event) => Arc::new(
@@ -255,6 +271,7 @@ impl Port {
             ),
             None => return Err(Fault::new(Errno::NODEV, "the device has no interrupts")),
         };
+        let wake = Arc::new(Wake::new(event)?);
         let Rings {
             rx,
             tx,
@@ -269,9 +286,10 @@ impl Port {
         Ok(Pair {
             rx,
             tx,
+            wake: Arc::clone(&wake),
             there: [!rx_setup.pool.is_null(), tx_setup.size != 0],
             queues: (
-                Box::new(RxQueue::new(RxData::Vf(rx_data), rx_counters, event)),
+                Box::new(RxQueue::new(RxData::Vf(rx_data), rx_counters, wake)),
                 Box::new(TxQueue::new(TxData::Vf(tx_data), tx_counters)),
             ),
         })
@@ -311,8 +329,7 @@ impl Port {
             tx.set_up(sends);
         }
         for pair in &mut running.pairs {
-            pair.rx.open();
-            pair.tx.open();
+            pair.open();
         }
         self.rss = rss.or(self.rss);
         self.lost = false;
@@ -456,11 +473,6 @@ impl Port {
         self.link.is_some()
     }
 
-    /// What becomes readable when there is something to look after.
-    pub(crate) fn fd(&self) -> Option<i32> {
-        self.function.as_ref()?.events().last().map(AsRawFd::as_raw_fd)
-    }
-
     /// Asks the PF for what the filter lets in, then drops what else comes.
     pub(crate) fn set_filter(&mut self, filter: Filter) -> Outcome<()> {
         let function = self.function.as_mut().ok_or_else(gone)?;
@@ -479,7 +491,7 @@ impl Port {
                 function.set_vlan_strip(ring, on);
             }
             if was_open {
-                pair.rx.open();
+                pair.open_rx();
             }
         }
         let kept = running.config.extras & !(RX_VLAN_STRIP as u8);
@@ -492,6 +504,7 @@ impl Port {
         if let Some(running) = &mut self.running {
             running.config.mtu = mtu;
         }
+        self.each_rx(|rx| rx.source.set_mtu(mtu, false));
         Ok(())
     }
 
@@ -539,7 +552,7 @@ impl Port {
             let was_open = pair.rx.is_open();
             change(pair.rx.close());
             if was_open {
-                pair.rx.open();
+                pair.open_rx();
             }
         }
     }

@@ -5,7 +5,7 @@ use usernic::vf::{Reach, Rx as Ring};
 
 use crate::abi::RxSetup;
 use crate::mbuf::{Mbuf, flag, ptype};
-use crate::rx::{CHUNK, Source};
+use crate::rx::{CHUNK, SHORTEST, Source};
 
 /// What reaches the device.
 struct Rings {
@@ -151,9 +151,9 @@ impl Rx {
         let source = &self.source;
         if let Some(rings) = &mut self.rings {
             // SAFETY: a cookie of this ring.
-            rings
-                .ring
-                .detach_each(|cookie| source.put_back(unsafe { Mbuf::of(cookie) }));
+            let back = |cookie| source.put_back(unsafe { Mbuf::of(cookie) });
+            // SAFETY: the device was stopped or reset before.
+            unsafe { rings.ring.detach_each(back) };
         }
         if let Some(partial) = self.partial.take() {
             // SAFETY: the frame is ours, chained as far as it came.
@@ -166,10 +166,6 @@ impl Rx {
         self.rings
             .as_ref()
             .map_or(0, |rings| usernic::vf::anomalies(&rings.ring))
-    }
-
-    pub(crate) fn posted(&self) -> usize {
-        self.rings.as_ref().map_or(0, |rings| rings.ring.in_flight().into())
     }
 
     /// Has the device raise its interrupt at the next frame, or not. `true`: frames are there.
@@ -198,16 +194,20 @@ impl Rx {
             let mbufs = fresh.iter().map(|&pointer| unsafe { Mbuf::new(pointer) });
             // The choice is made once a burst; the line of an mbuf is not read where its buffer can be told without.
             if let Some(shift) = source.by_shift() {
-                ring.add_each(mbufs.map(|mbuf| {
+                let buffers = mbufs.map(|mbuf| {
                     let addr = mbuf.cookie() + shift;
                     (Segment { addr, len }, mbuf.cookie())
-                }))
+                });
+                // SAFETY: buffers of the pool, mapped for the device, and the ring's until they come back.
+                unsafe { ring.add_each(buffers) }
             } else {
                 let headroom = u64::from(source.headroom);
-                ring.add_each(mbufs.map(|mbuf| {
+                let buffers = mbufs.map(|mbuf| {
                     let addr = mbuf.buffer() + headroom;
                     (Segment { addr, len }, mbuf.cookie())
-                }))
+                });
+                // SAFETY: as above.
+                unsafe { ring.add_each(buffers) }
             }
         });
         ring.publish();
@@ -228,6 +228,7 @@ impl Rx {
             let mut sum = 0u64;
             let mut odd = self.partial.is_some();
             let (rearm, flags, model) = (self.source.rearm, self.source.flags, self.model);
+            let source = &self.source;
             let Some(rings) = &mut self.rings else { return 0 };
             rings.ring.poll_each(most, |received| {
                 // SAFETY: a cookie of this ring.
@@ -241,6 +242,7 @@ impl Rx {
                     received.hash().unwrap_or(0),
                 );
                 sum += u64::from(received.len);
+                odd |= !source.fits(received.len);
                 if !received.is_whole() {
                     odd = true;
                     let bit = |is: bool, bit: u8| if is { bit } else { 0 };
@@ -279,6 +281,7 @@ impl Rx {
             source.counters.packets.add(received as u64);
             source.counters.bytes.add(bytes);
         }
+        source.counters.strayed(self.anomalies());
         received
     }
 
@@ -329,12 +332,19 @@ impl Rx {
                 {
                     // What the device says of a frame is in its last piece.
                     partial.frame.said_in(partial.last);
-                    source.counters.chains.add(1);
                     done = Some(partial.frame);
                 }
             }
             if let Some(frame) = done {
-                bytes += u64::from(frame.pkt_len());
+                let len = frame.pkt_len();
+                if u32::from(frame.data_len()) < SHORTEST || !source.fits(len) {
+                    source.misfit(len);
+                    // SAFETY: ours, and whole.
+                    unsafe { source.drop_frame(frame) };
+                    continue;
+                }
+                source.counters.chains.add((piece != 0).into());
+                bytes += u64::from(len);
                 // SAFETY: not beyond `at`.
                 unsafe { *to.add(frames) = frame.pointer() };
                 frames += 1;

@@ -90,15 +90,11 @@ impl Tx {
         let sink = &self.sink;
         if let Some(ring) = &mut self.ring {
             // SAFETY: a cookie of this ring.
-            ring.detach_each(|cookie| sink.drop_frame(unsafe { Mbuf::of(cookie) }));
+            let back = |cookie| sink.drop_frame(unsafe { Mbuf::of(cookie) });
+            // SAFETY: the device was stopped or reset before.
+            unsafe { ring.detach_each(back) };
         }
         self.sink.chained = false;
-    }
-
-    /// Descriptors in use.
-    pub(crate) fn used(&self) -> usize {
-        let used = |ring: &Ring| usize::from(ring.size()) - 1 - usize::from(ring.free());
-        self.ring.as_ref().map_or(0, used)
     }
 
     fn free(&self) -> usize {
@@ -149,7 +145,8 @@ impl Tx {
                 Some((Segment { addr, len }, mbuf.cookie()))
             });
             let Some(ring) = &mut self.ring else { break };
-            sent += ring.add_each(plain);
+            // SAFETY: mbufs of memory that is mapped for the device, and the ring's until they come back.
+            sent += unsafe { ring.add_each(plain) };
             if sent == count || ring.free() == 0 {
                 break;
             }
@@ -198,7 +195,8 @@ impl Tx {
             };
         }
         let ring = self.ring.as_mut()?;
-        match ring.add(&segments[..n], &wanted(&said), mbuf.cookie()) {
+        // SAFETY: as in `send`.
+        match unsafe { ring.add(&segments[..n], &wanted(&said), mbuf.cookie()) } {
             Ok(()) => {
                 self.sink.took(mbuf, n);
                 // As it goes out: with the tag that the device inserts.

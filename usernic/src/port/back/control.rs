@@ -13,6 +13,7 @@ use virtio_ring::{Chain, Head, Part};
 use super::{LOOK, Served};
 use crate::copy::copy;
 use crate::packet::Marks;
+use crate::queue::drain;
 use crate::regions::Regions;
 
 /// How often a control queue without a kick is looked at.
@@ -43,14 +44,34 @@ unsafe impl Send for ControlRing {}
 
 impl ControlRing {
     /// A ring in `memory`.
-    pub(super) fn new(index: usize, mut device: Device, memory: Arc<Regions>, call: Option<OwnedFd>) -> Self {
+    pub(super) fn new(
+        index: usize,
+        mut device: Device,
+        memory: Arc<Regions>,
+        call: Option<OwnedFd>,
+        unused: bool,
+    ) -> Self {
         device.set_notify(true);
-        ControlRing {
+        let mut ring = ControlRing {
             index,
             call,
             device,
             memory,
             chain: Chain::new(vec![Part::default(); MAX_PARTS].into_boxed_slice()),
+        };
+        // Whoever was on the ring before may have ended between an answer and saying so.
+        if !unused {
+            ring.signal();
+        }
+        ring
+    }
+
+    fn signal(&mut self) {
+        if self.device.publish()
+            && let Some(call) = &self.call
+        {
+            // Without a signal the front-end waits in vain, and that is all.
+            let _ = crate::notify::signal(call);
         }
     }
 
@@ -95,11 +116,7 @@ impl ControlRing {
             written = 1;
         }
         self.device.push(head, written);
-        if self.device.publish()
-            && let Some(call) = &self.call
-        {
-            let _ = rustix::io::write(call, &1u64.to_ne_bytes());
-        }
+        self.signal();
     }
 
     /// Where whoever goes on with the ring is to begin.
@@ -117,7 +134,7 @@ impl Served {
         if rustix::net::send(channel, message.bytes(), flags) != Ok(message.bytes().len()) {
             // A part of a message is the end of a stream. Who does not read does not want to know.
             tracing::debug!("the front-end does not read its channel of back-end requests");
-            self.channel = None;
+            self.set_channel(None);
         }
     }
 
@@ -130,16 +147,12 @@ impl Served {
     /// Has the queues do what the driver said.
     pub(super) fn use_net(&mut self) {
         let takes = Marks::guest(self.net.offloads());
-        for pair in &mut self.pairs {
-            let was_open = pair.gate.is_open();
-            let value = pair.gate.close();
-            value.admits = self.net.admits();
-            value.hasher = self.net.hasher();
-            value.offloads.takes = takes;
-            if was_open {
-                pair.gate.open();
-            }
-        }
+        let (admits, hasher) = (self.net.admits(), self.net.hasher());
+        self.change_all(|pair| {
+            pair.admits = admits.clone();
+            pair.hasher = hasher.clone();
+            pair.offloads.takes = takes;
+        });
         self.inner.set_steering(self.net.steering());
     }
 
@@ -148,23 +161,21 @@ impl Served {
         let Some(control) = &self.control else {
             return (None, LOOK);
         };
-        let kick = self.rings[control.index].kick.as_ref().map(AsFd::as_fd);
-        (kick, if kick.is_some() { LOOK } else { POLL })
+        match self.rings[control.index].kick {
+            Some(_) => (Some(self.kicks.as_fd()), LOOK),
+            None => (None, POLL),
+        }
     }
 
     /// Obeys what the control queue has. What a command says is so before it is answered.
     pub(super) fn serve_control(&mut self) {
         let Some(mut control) = self.control.take() else { return };
-        let index = control.index;
-        if let Some(kick) = &self.rings[index].kick {
-            let _ = rustix::io::read(kick, &mut [0u8; 8]);
-        }
+        drain(&self.kicks);
+        self.again = false;
         for turn in 0.. {
             if turn == COMMANDS {
-                // The rest comes after a look at the connection: this thread wakes itself.
-                if let Some(kick) = &self.rings[index].kick {
-                    let _ = rustix::io::write(kick, &1u64.to_ne_bytes());
-                }
+                // The rest comes after a look at the connection.
+                self.again = true;
                 break;
             }
             let Some((head, bytes)) = control.next() else { break };

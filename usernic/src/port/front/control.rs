@@ -8,12 +8,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hugemem::Segment;
-use rustix::event::{EventfdFlags, eventfd};
+use rustix::event::{EventfdFlags, epoll, eventfd};
 use virtio_ring::any::{Driver, Layout};
 use virtio_ring::net::{Ack, Command, Config, HashTypes, Status};
 use virtio_ring::{Features, Options, Segment as Piece, Slot};
 
 use super::super::plan::COMMAND;
+use super::super::watch;
 use super::Control;
 use crate::copy::copy;
 use crate::error::{Error, Tried};
@@ -21,9 +22,9 @@ use crate::filter::Filter;
 use crate::offload::hash::{Indirection, KEY};
 use crate::packet::{Burst, Packet};
 use crate::pool::Cache;
-use crate::queue::poll_readable;
+use crate::queue::drain;
 use crate::spec::PortSpec;
-use crate::vhost_user::FrontendSession;
+use crate::vhost_user::{FrontendSession, wait_beside};
 
 /// Features that are used of a back-end that has a configuration space. Its VLAN filter is not: it begins with no VLAN
 /// listed, where a port begins with all.
@@ -144,6 +145,8 @@ pub(super) struct ControlQueue {
     driver: Driver<Box<[Slot]>>,
     kick: OwnedFd,
     call: OwnedFd,
+    /// The call is its only member, edge-triggered: the back-end holds the call too, so nobody reads it.
+    called: OwnedFd,
     /// Where commands are written.
     buffer: NonNull<u8>,
     /// Keeps ring and buffer mapped.
@@ -165,10 +168,14 @@ impl ControlQueue {
             let driver = Driver::new(layout.place(block), layout.size(), options, slots);
             (driver, block.add(layout.block_len()))
         };
+        let call = eventfd(0, flags).tried("eventfd(2)")?;
+        let called = epoll::create(epoll::CreateFlags::CLOEXEC).tried("epoll_create1(2)")?;
+        watch(&called, &call)?;
         Ok(ControlQueue {
             driver: driver.map_err(|source| Error::Ring { index: 0, source })?,
             kick: eventfd(0, flags).tried("eventfd(2)")?,
-            call: eventfd(0, flags).tried("eventfd(2)")?,
+            call,
+            called,
             buffer,
             _segment: Arc::clone(segment),
         })
@@ -179,7 +186,7 @@ impl ControlQueue {
     }
 
     /// Has the device obey a command; its answer. `None`: none came in time, or none that makes sense.
-    fn command(&mut self, bytes: &[u8], limit: Duration) -> Option<Ack> {
+    fn command(&mut self, bytes: &[u8], deadline: Instant, stop: Option<BorrowedFd<'_>>) -> Option<Ack> {
         // The last byte is for the answer.
         let end = COMMAND - 1;
         if bytes.len() > end {
@@ -197,12 +204,13 @@ impl ControlQueue {
             addr: base + at as u64,
             len: len as u32,
         };
-        self.driver.add(&[piece(0, bytes.len()), piece(end, 1)], 1, 0).ok()?;
+        // SAFETY: in the buffer, which is this queue's alone and lies in the port's segment with it.
+        unsafe { self.driver.add(&[piece(0, bytes.len()), piece(end, 1)], 1, 0) }.ok()?;
         if self.driver.publish() {
-            let _ = rustix::io::write(&self.kick, &1u64.to_ne_bytes());
+            // Where that fails the answer does not come in time.
+            let _ = crate::notify::signal(&self.kick);
         }
         let begin = Instant::now();
-        let deadline = begin + limit;
         while self.driver.poll_each(1, |_| {}) == 0 {
             if self.driver.is_broken() {
                 return None;
@@ -212,13 +220,9 @@ impl ControlQueue {
                 continue;
             }
             // Taken before the ring is looked at once more: a call that comes behind that look ends the sleep.
-            let _ = rustix::io::read(&self.call, &mut [0u8; 8]);
-            if !self.driver.set_notify(true) {
-                // An interruption is a look too many.
-                let woken = poll_readable(self.call.as_fd(), Some(deadline));
-                if woken.is_err() {
-                    return None;
-                }
+            drain(&self.called);
+            if !self.driver.set_notify(true) && wait_beside(self.called.as_fd(), false, deadline, stop).is_err() {
+                return None;
             }
             if Instant::now() >= deadline {
                 if self.driver.poll_each(1, |_| {}) == 0 {
@@ -241,7 +245,7 @@ impl Control {
         if features.contains(Features::NET_CTRL_VQ) {
             let (layout, at) = self.control_place;
             let options = Options::from_features(features);
-            device.ring = Some(ControlQueue::new(&self.segment, layout, at, options)?);
+            device.ring = Some(ControlQueue::new(&self.segment, layout, self.area_at + at, options)?);
         }
         self.device = device;
         Ok(())
@@ -259,8 +263,8 @@ impl Control {
         let Some(ring) = &mut self.device.ring else {
             return Ok(None);
         };
-        let (limit, timeout) = session.timeout_of("a command of the control queue");
-        match ring.command(bytes, limit) {
+        let (until, stop, timeout) = session.limit_of("a command of the control queue");
+        match ring.command(bytes, until, stop) {
             Some(ack) => Ok(Some(ack == Ack::OK)),
             None => Err(timeout.into()),
         }
@@ -275,8 +279,7 @@ impl Control {
         }
         self.use_pairs(session, self.active)?;
         self.report_hashes(session)?;
-        let filter = self.filter.take();
-        self.use_filter(Some(session), filter)
+        self.use_filter(Some(session))
     }
 
     /// Has the device use so many queue pairs. `None`: it has no say in that.
@@ -331,38 +334,43 @@ impl Control {
         Ok(())
     }
 
-    /// Lets in what the filter says: by the device where it can, else, and with VLANs, by the queues.
-    pub(super) fn use_filter(
-        &mut self,
-        session: Option<&FrontendSession>,
-        filter: Option<Box<Filter>>,
-    ) -> Result<(), Error> {
-        let everything = Filter::new(self.inner.mac());
-        let commands = filter.as_deref().unwrap_or(&everything).commands(self.device.features);
-        let mut by_device = false;
-        if let (Some(session), Some(commands)) = (session, commands) {
-            by_device = true;
-            for command in commands {
-                by_device &= self.command(session, &command)? == Some(true);
-            }
-        }
-        if !by_device && let Some(session) = session {
-            // What it was told before, or did not take, must keep nothing out.
-            if let Some(commands) = everything.commands(self.device.features) {
-                for command in commands {
-                    self.command(session, &command)?;
-                }
-            }
-        }
-        let by_queues = filter.clone().filter(|filter| !by_device || filter.vlan_filter());
+    /// Lets in what the filter says: by the device where it can, else, and with VLANs, by the queues. These keep to it also
+    /// when the device is lost meanwhile.
+    pub(super) fn use_filter(&mut self, session: Option<&FrontendSession>) -> Result<(), Error> {
+        let by_device = match session {
+            Some(session) => self.filter_by_device(session),
+            None => Ok(false),
+        };
+        let done = *by_device.as_ref().unwrap_or(&false);
         for pair in &mut self.pairs {
-            let was_open = pair.gate.is_open();
-            pair.gate.close().set_filter(by_queues.clone());
-            if was_open {
-                pair.gate.open();
+            let filter = self.filter.clone().filter(|filter| !done || filter.vlan_filter());
+            pair.gate.change(|pair| pair.set_filter(filter));
+        }
+        by_device.map(drop)
+    }
+
+    /// Has the device let in what the filter says; whether it does.
+    fn filter_by_device(&mut self, session: &FrontendSession) -> Result<bool, Error> {
+        let everything = Filter::new(self.inner.mac());
+        let features = self.device.features;
+        let Some(commands) = self.filter.as_deref().unwrap_or(&everything).commands(features) else {
+            self.filter_nothing(session, &everything)?;
+            return Ok(false);
+        };
+        for command in commands {
+            if self.command(session, &command)? != Some(true) {
+                self.filter_nothing(session, &everything)?;
+                return Ok(false);
             }
         }
-        self.filter = filter;
+        Ok(true)
+    }
+
+    /// What the device was told before, or did not take, must keep nothing out.
+    fn filter_nothing(&mut self, session: &FrontendSession, everything: &Filter) -> Result<(), Error> {
+        for command in everything.commands(self.device.features).into_iter().flatten() {
+            self.command(session, &command)?;
+        }
         Ok(())
     }
 
@@ -406,12 +414,9 @@ impl Control {
             }
         }
         if let Some(pair) = self.pairs.first_mut() {
-            let was_open = pair.gate.is_open();
+            let counters = &self.inner.counters[0];
             // If the ring is full, or no buffer is left, then what is on its way tells the network as much.
-            pair.gate.close().tx(&mut cache, &mut burst, &self.inner.counters[0]);
-            if was_open {
-                pair.gate.open();
-            }
+            pair.gate.change(|pair| pair.tx(&mut cache, &mut burst, counters));
         }
         self.command(session, &Command::ANNOUNCE_ACK.to_bytes()).map(drop)
     }

@@ -16,14 +16,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use hugemem::Segment;
-use rustix::event::{EventfdFlags, eventfd};
+use rustix::event::{EventfdFlags, epoll, eventfd};
 use virtio_ring::any::{Driver, Format, Layout};
-use virtio_ring::{Features, Options, Slot, packed};
+use virtio_ring::{Features, Options, Slot};
 
 use super::front::file_of;
 use crate::error::{Error, Tried};
 use crate::memory::{MemorySource, Request};
-use crate::queue::{Buffer, NET_HEADER, RawQueue, RawRing, poll_readable};
+use crate::queue::{Buffer, NET_HEADER, RawQueue, RawRing, SHORTEST, TAG, closed, drain, longest, poll_readable};
 use crate::spec::{Kind, PortSpec};
 use crate::vhost_user::{FrontendSession, Region, RingSetup};
 
@@ -43,9 +43,10 @@ pub struct LentRegion {
 }
 
 /// Who is on the other side of a [`LentPort`].
+#[expect(clippy::large_enum_variant, reason = "a port has one, and it does not move")]
 enum Far {
     /// A back-end, behind its socket.
-    BackEnd(FrontendSession),
+    BackEnd(Box<FrontendSession>),
     /// A device. None once it is gone.
     Device(Option<vf::Device>),
 }
@@ -57,18 +58,62 @@ pub struct LentPort {
     features: Features,
     mtu: u16,
     pairs: Vec<Option<LentPair>>,
+    /// Of each pair.
+    wakers: Vec<Arc<OwnedFd>>,
     open: Arc<AtomicBool>,
 }
 
 /// A pair of rings of a [`LentPort`], for one thread.
 pub struct LentPair {
     rings: Rings,
-    /// What is readable when frames have come.
-    event: Arc<OwnedFd>,
+    /// Readable when frames have come, and once the port is closed. Its members are edge-triggered: the other side holds one
+    /// of them, so nobody reads it.
+    events: OwnedFd,
+    /// The other member: ours.
+    waker: Arc<OwnedFd>,
     memory: LentMemory,
     open: Arc<AtomicBool>,
+    lengths: Lengths,
     /// Keeps the rings mapped.
     _rings: Arc<Segment>,
+}
+
+/// How long frames are that are received, and how many were not.
+#[derive(Debug)]
+struct Lengths {
+    /// Bytes of the longest frame beyond those of the shortest.
+    spread: u32,
+    runts: u64,
+    oversize: u64,
+}
+
+impl Lengths {
+    /// For frames of packets of up to `mtu` bytes, with up to two VLAN tags.
+    fn of(mtu: u16) -> Self {
+        Lengths {
+            spread: longest(mtu) + TAG - SHORTEST as u32,
+            runts: 0,
+            oversize: 0,
+        }
+    }
+
+    /// The frame's length; 0 for one that is too short or too long.
+    #[inline(always)]
+    fn judge(&mut self, len: u32) -> u32 {
+        match len.wrapping_sub(SHORTEST as u32) <= self.spread {
+            true => len,
+            false => self.refuse(len),
+        }
+    }
+
+    #[cold]
+    fn refuse(&mut self, len: u32) -> u32 {
+        match len < SHORTEST as u32 {
+            true => self.runts += 1,
+            false => self.oversize += 1,
+        }
+        0
+    }
 }
 
 enum Rings {
@@ -171,15 +216,35 @@ impl LentPair {
         }
     }
 
-    /// Takes up to `max` buffers that frames have come into: cookie, and bytes of the frame; 0: it was none. How many.
+    /// Takes up to `max` buffers that frames have come into: cookie, and bytes of the frame; 0: it was none, or one that is
+    /// too short or too long for the port. How many.
     #[inline]
     pub fn receive(&mut self, max: usize, mut each: impl FnMut(u64, u32)) -> usize {
+        let lengths = &mut self.lengths;
         match &mut self.rings {
             Rings::Virtio(raw) => raw.rx.complete(max, |cookie, len| {
-                each(cookie, len.saturating_sub(NET_HEADER as u32));
+                // With less than a header it was none.
+                let len = match len.checked_sub(NET_HEADER as u32) {
+                    Some(len) => lengths.judge(len),
+                    None => 0,
+                };
+                each(cookie, len);
             }),
-            Rings::Device(rings) => rings.receive(max, each),
+            Rings::Device(rings) => rings.receive(max, |cookie, len| {
+                let len = if len == 0 { 0 } else { lengths.judge(len) };
+                each(cookie, len);
+            }),
         }
+    }
+
+    /// Frames that were received with fewer bytes than an Ethernet header has, and were none therefore.
+    pub fn runts(&self) -> u64 {
+        self.lengths.runts
+    }
+
+    /// Frames that were received with more bytes than the port's MTU allows, and were none therefore.
+    pub fn oversize(&self) -> u64 {
+        self.lengths.oversize
     }
 
     /// Takes the cookies of up to `max` frames that the other side has taken; how many.
@@ -217,8 +282,11 @@ impl LentPair {
 
     /// Asks for no more notifications, and takes those that came. `true`: frames are there.
     pub fn disarm(&mut self) -> bool {
-        // It does not block; what it says is of no interest.
-        let _ = rustix::io::read(&self.event, &mut [0; 8]);
+        drain(&self.events);
+        if !self.is_open() {
+            // Stays to be seen.
+            wake(&self.waker);
+        }
         match &mut self.rings {
             Rings::Virtio(raw) => raw.rx.set_notify(false),
             Rings::Device(rings) => rings.has_done(),
@@ -229,24 +297,45 @@ impl LentPair {
     /// does not wake it.
     ///
     /// # Errors
-    /// Those of poll(2), but for EINTR, which ends the wait early.
+    /// [`NotConnected`](std::io::ErrorKind::NotConnected), at once and each time, if the port is closed; those of poll(2), but
+    /// for EINTR, which ends the wait early.
     pub fn wait(&mut self, timeout: Option<Duration>) -> std::io::Result<bool> {
         if self.arm() {
             self.disarm();
             return Ok(true);
         }
         let deadline = timeout.and_then(|t| Instant::now().checked_add(t));
-        let woken = poll_readable(self.as_fd(), deadline);
+        let woken = match self.is_open() {
+            true => poll_readable(self.as_fd(), deadline),
+            false => Ok(true),
+        };
         let there = self.disarm();
+        if !self.is_open() {
+            return Err(closed());
+        }
         woken.map(|_| there)
     }
 }
 
 impl AsFd for LentPair {
-    /// An eventfd, readable when the other side has notified of frames: see [`arm`](LentPair::arm).
+    /// An epoll instance, readable when the other side has notified of frames (see [`arm`](LentPair::arm)), and once the port
+    /// is closed. Do not read it: [`disarm`](LentPair::disarm) does.
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.event.as_fd()
+        self.events.as_fd()
     }
+}
+
+fn wake(waker: &OwnedFd) {
+    let _ = rustix::io::write(waker, &1u64.to_ne_bytes());
+}
+
+/// An epoll instance for a pair, and the waker in it, beside `event`.
+fn events(event: &impl AsFd) -> Result<(OwnedFd, Arc<OwnedFd>), Error> {
+    let waker = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC).tried("eventfd(2)")?;
+    let events = epoll::create(epoll::CreateFlags::CLOEXEC).tried("epoll_create1(2)")?;
+    super::watch(&events, event)?;
+    super::watch(&events, &waker)?;
+    Ok((events, Arc::new(waker)))
 }
 
 impl LentPort {
@@ -259,6 +348,7 @@ impl LentPort {
     /// # Safety
     /// The regions are mapped as they say, from now until the port is dropped.
     pub unsafe fn open(spec: &PortSpec, regions: &[LentRegion], memory: &mut dyn MemorySource) -> Result<Self, Error> {
+        spec.check()?;
         if spec.kind == Kind::Vf {
             // SAFETY: by the caller.
             return unsafe { Self::open_vf(spec, crate::vf::hardware(spec)?, regions, memory) };
@@ -280,6 +370,7 @@ impl LentPort {
         let format = if spec.packed { Format::Packed } else { Format::Split };
         let layout = Layout::new(format, spec.queue_size).map_err(|source| Error::Ring { index: 0, source })?;
         let mut session = FrontendSession::connect(&spec.path, Duration::from_millis(spec.timeout_ms.into()))?;
+        session.begin();
         let features = negotiate(spec, &mut session)?;
 
         let request = Request {
@@ -287,11 +378,11 @@ impl LentPort {
             name: "usernic-rings",
             numa: spec.numa,
         };
-        let rings = Arc::new(memory.allocate(&request)?.segment);
+        let rings = Arc::new(crate::memory::allocate(memory, &request)?.segment);
         let open = Arc::new(AtomicBool::new(true));
         let mut made = Vec::new();
         for index in 0..usize::from(spec.queues) {
-            made.push(pair(index, &rings, layout, features, &lent, &open)?);
+            made.push(pair(index, &rings, layout, features, &lent, &open, spec.mtu)?);
         }
         let base = rings.base().as_ptr() as u64;
         let mut setups = Vec::new();
@@ -301,10 +392,7 @@ impl LentPort {
                 let [desc, avail, used] = layout.areas().map(|area| at + area as u64);
                 setups.push(RingSetup {
                     num: layout.size(),
-                    base: match layout {
-                        Layout::Split(_) => 0,
-                        Layout::Packed(_) => packed::Base::START.encode(),
-                    },
+                    base: layout.format().start_base(),
                     desc,
                     avail,
                     used,
@@ -329,14 +417,19 @@ impl LentPort {
         }));
         session.start(features.bits(), &shared, &setups)?;
         if features.contains(Features::NET_MTU) {
-            session.set_mtu(spec.mtu)?;
+            let mtu = spec.mtu;
+            if !session.set_mtu(mtu)? {
+                tracing::warn!("the back-end refuses an MTU of {mtu}: larger frames than its own may be lost");
+            }
         }
+        session.end();
         drop(setups);
         Ok(LentPort {
-            far: Far::BackEnd(session),
+            far: Far::BackEnd(Box::new(session)),
             up: true,
             features,
             mtu: spec.mtu,
+            wakers: made.iter().map(|(pair, ..)| Arc::clone(&pair.waker)).collect(),
             pairs: made.into_iter().map(|(pair, ..)| Some(pair)).collect(),
             open,
         })
@@ -400,6 +493,9 @@ impl Drop for LentPort {
             Far::Device(device) => *device = None,
         }
         self.open.store(false, Ordering::Release);
+        for waker in &self.wakers {
+            wake(waker);
+        }
     }
 }
 
@@ -489,6 +585,7 @@ fn pair(
     features: Features,
     memory: &LentMemory,
     open: &Arc<AtomicBool>,
+    mtu: u16,
 ) -> Result<Made, Error> {
     let event = || {
         let flags = EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC;
@@ -515,11 +612,14 @@ fn pair(
         rx: ring(0)?,
         tx: ring(1)?,
     };
+    let (events, waker) = events(&*calls[0])?;
     let pair = LentPair {
         rings: Rings::Virtio(raw),
-        event: Arc::clone(&calls[0]),
+        events,
+        waker,
         memory: memory.clone(),
         open: Arc::clone(open),
+        lengths: Lengths::of(mtu),
         _rings: Arc::clone(rings),
     };
     Ok((pair, kicks, calls))

@@ -8,7 +8,7 @@ use hugemem::Segment as Memory;
 use ixgbevf::{RxOptions, Segment, Setup, ring_len};
 use virtio_ring::Features;
 
-use super::{Far, LentPair, LentPort, LentRegion, Rings as AnyRings, check};
+use super::{Far, Lengths, LentPair, LentPort, LentRegion, Rings as AnyRings, check};
 use crate::error::{Error, Tried};
 use crate::memory::{MemorySource, Request};
 use crate::queue::Buffer;
@@ -73,10 +73,12 @@ impl Rings {
     #[inline]
     pub(super) fn post<B: Buffer>(&mut self, buffers: impl Iterator<Item = B>) -> usize {
         let least = self.0.rx.buffer_len();
-        let posted = self.0.rx.add_each(buffers.map_while(|buffer| {
+        let buffers = buffers.map_while(|buffer| {
             let len = buffer.len();
             (len >= least).then(|| (segment(&buffer), buffer.cookie()))
-        }));
+        });
+        // SAFETY: what a `Buffer` promises.
+        let posted = unsafe { self.0.rx.add_each(buffers) };
         self.0.rx.publish();
         posted
     }
@@ -84,13 +86,15 @@ impl Rings {
     #[inline]
     pub(super) fn send<B: Buffer>(&mut self, frames: impl Iterator<Item = B>) -> (usize, u64) {
         let mut bytes = 0;
-        let sent = self.0.tx.add_each(frames.map_while(|frame| {
+        let frames = frames.map_while(|frame| {
             if !Tx::takes(frame.len()) || frame.next().is_some() {
                 return None;
             }
             bytes += u64::from(frame.len());
             Some((segment(&frame), frame.cookie()))
-        }));
+        });
+        // SAFETY: as above.
+        let sent = unsafe { self.0.tx.add_each(frames) };
         self.0.tx.publish();
         (sent, bytes)
     }
@@ -145,6 +149,8 @@ impl LentPort {
         regions: &[LentRegion],
         memory: &mut dyn MemorySource,
     ) -> Result<Self, Error> {
+        spec.check()?;
+        spec.check_vf()?;
         if spec.csum == Some(true) || spec.vlan_strip {
             return Err(Error::NotGranted {
                 why: "with lent memory there are no offloads: leave csum=1 and vlan_strip=1 out",
@@ -161,7 +167,7 @@ impl LentPort {
         };
         let pause = hardware.pause();
         let mut function = Function::on(hardware, pause, &spec)?;
-        let rings = Arc::new(memory.allocate(&request)?.segment);
+        let rings = Arc::new(crate::memory::allocate(memory, &request)?.segment);
         let mut pieces = vec![(rings.base().as_ptr() as u64, rings.len() as u64)];
         pieces.extend(
             regions
@@ -179,15 +185,19 @@ impl LentPort {
         };
         function.set_up(&setup)?;
         let open = Arc::new(AtomicBool::new(true));
-        let mut pairs = Vec::new();
+        let (mut pairs, mut wakers) = (Vec::new(), Vec::new());
         for index in 0..spec.queues as u8 {
             let mut made = ring_pair(&function, &spec, index, &rings)?;
             function.start(Some(&mut made.0.rx), Some(&mut made.0.tx))?;
+            let (events, waker) = super::events(&event(&function, index)?)?;
+            wakers.push(Arc::clone(&waker));
             pairs.push(Some(LentPair {
-                event: event(&function, index)?,
+                events,
+                waker,
                 rings: AnyRings::Device(made),
                 memory: lent.clone(),
                 open: Arc::clone(&open),
+                lengths: Lengths::of(spec.mtu),
                 _rings: Arc::clone(&rings),
             }));
         }
@@ -201,6 +211,7 @@ impl LentPort {
             up: true,
             features: Features::empty(),
             mtu: spec.mtu,
+            wakers,
             pairs,
             open,
         })
@@ -227,12 +238,9 @@ fn ring_pair(function: &Function, spec: &PortSpec, index: u8, rings: &Memory) ->
     unsafe { function.rings(index, [memory(0), memory(1)], [size; 2], options) }.map(Rings)
 }
 
-fn event(function: &Function, queue: u8) -> Result<Arc<OwnedFd>, Error> {
+fn event(function: &Function, queue: u8) -> Result<OwnedFd, Error> {
     let event = function.event_of(queue).ok_or(Error::NotGranted {
         why: "the device has no interrupts",
     })?;
-    event
-        .try_clone()
-        .tried("dup(2) of an interrupt's eventfd")
-        .map(Arc::new)
+    event.try_clone().tried("dup(2) of an interrupt's eventfd")
 }

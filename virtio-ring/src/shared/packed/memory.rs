@@ -1,6 +1,6 @@
 //! The packed ring in raw memory.
 
-use super::{Cursor, Desc, Event, Meta, check_size, wire};
+use super::{Cursor, DESC_F_AVAIL, DESC_F_USED, Desc, Event, Meta, check_size, wire};
 use crate::Error;
 use crate::shared::raw;
 use core::cell::UnsafeCell;
@@ -31,6 +31,23 @@ pub struct Memory {
 unsafe impl Send for Memory {}
 // SAFETY: as above; a shared reference gives out the addresses only.
 unsafe impl Sync for Memory {}
+
+impl Memory {
+    /// Whether no device has completed a buffer yet: each descriptor is as it was made, all zero, or available for the
+    /// first time.
+    ///
+    /// # Safety
+    /// `desc` is valid for reads of [`Layout::desc_len`](crate::packed::Layout::desc_len) bytes for `size`.
+    pub(crate) unsafe fn is_unused(&self, size: u16) -> bool {
+        (0..usize::from(size)).all(|at| {
+            let mut bytes = [0; 16];
+            // SAFETY: in bounds by this function's contract.
+            unsafe { raw::load_bytes(self.desc.as_ptr().add(16 * at), &mut bytes) };
+            let flags = u16::from_le_bytes([bytes[14], bytes[15]]);
+            bytes == [0; 16] || flags & (DESC_F_AVAIL | DESC_F_USED) == DESC_F_AVAIL
+        })
+    }
+}
 
 /// The ring of one queue. Invariant, from the contract of [`Ring::new`]: the three parts are valid for reads and writes
 /// of their full sizes and aligned as long as this value is used, and `size` is the queue size. Cursors given to it were

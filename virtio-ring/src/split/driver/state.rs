@@ -20,7 +20,7 @@ pub(super) struct State {
     pub(super) avail: u16,
     pub(super) published: u16,
     pub(super) asked: u16,
-    /// More was published without asking than an index can tell.
+    /// More was published without asking than an index can tell, or the ring was just taken over.
     pub(super) overdue: bool,
     /// Completions consumed, and known to exist.
     pub(super) used: u16,
@@ -75,7 +75,7 @@ impl State {
             avail: index,
             published: index,
             asked: index,
-            overdue: false,
+            overdue: true,
             used: index,
             seen: index,
             identity: true,

@@ -232,7 +232,7 @@ fn long_path(ctx: &Ctx, kind: Kind) -> Result<Outcome> {
 }
 
 /// System calls that change something, or tell somebody to; strace counts each by itself.
-const STEPS: [&str; 17] = [
+const STEPS: [&str; 18] = [
     "mkdir",
     "mkdirat",
     "rename",
@@ -240,6 +240,7 @@ const STEPS: [&str; 17] = [
     "renameat2",
     "chown",
     "lchown",
+    "fchown",
     "fchownat",
     "chmod",
     "fchmod",

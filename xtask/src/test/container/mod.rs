@@ -203,7 +203,8 @@ fn wait_for_socket(socket: &Path, by: &mut Process) -> Result<()> {
 
 fn through_our_switch(ctx: &Ctx, kind: Kind) -> Result<Outcome> {
     let mut stage = Stage::new(ctx, kind)?;
-    let sockets = stage.folders.clone().map(|folder| folder.join("port.sock"));
+    // The switch names a port by its socket's file name.
+    let sockets = [stage.folders[0].join("a.sock"), stage.folders[1].join("b.sock")];
     let listen = format!("{},{}", path(&sockets[0])?, path(&sockets[1])?);
     let mut switch = Usernic::spawn(ctx, &["switch", "--listen", &listen, "--connect", "0:1"])?;
     for socket in &sockets {

@@ -24,7 +24,7 @@ pub fn cases() -> Vec<Case> {
         ("link", &[]),
         ("memory", &[Need::Hugepages, Need::Root]),
     ];
-    let mut cases = Vec::new();
+    let mut cases = vec![Case::new("pmd/c-half", &super::BUILD, c_half)];
     for (scenario, more) in scenarios {
         for rings in BOTH {
             let needs = [&super::BUILD[..], &[Need::Testpmd], more].concat();
@@ -35,16 +35,16 @@ pub fn cases() -> Vec<Case> {
     cases
 }
 
-/// The application, built once a run.
-fn program(ctx: &Ctx) -> Result<PathBuf> {
-    let program = ctx.scratch.subdir("plugin")?.join("exercise");
+/// A program of `ffi/dpdk/tests`, built once a run.
+fn program(ctx: &Ctx, name: &str, optimize: &str) -> Result<PathBuf> {
+    let program = ctx.scratch.subdir("plugin")?.join(name);
     if !program.is_file() {
         let dpdk = Dpdk::find(None, true)?;
         let mut command = Command::new("gcc");
-        command.args(["-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", "-Werror"]);
+        command.args(["-std=gnu11", optimize, "-g", "-Wall", "-Wextra", "-Werror"]);
         command.args(dpdk.flags()?);
         command
-            .arg(ctx.root.join("ffi/dpdk/tests/exercise.c"))
+            .arg(ctx.root.join("ffi/dpdk/tests").join(name).with_extension("c"))
             .arg("-o")
             .arg(&program);
         command.args(dpdk.libraries()?);
@@ -53,9 +53,16 @@ fn program(ctx: &Ctx) -> Result<PathBuf> {
     Ok(program)
 }
 
+/// The plugin's C half without the other: not optimized, since a compiler may make one read of two.
+fn c_half(ctx: &Ctx) -> Result<Outcome> {
+    let output = process::run("c_half", Command::new(program(ctx, "c_half", "-O0")?), LIMIT)?;
+    ensure!(output.contains("the C half: done"), "{output}");
+    passed()
+}
+
 fn start(ctx: &Ctx, scenario: &str, rings: Rings, socket: &Path) -> Result<Process> {
     let file = plugin(ctx)?;
-    let mut command = Command::new(program(ctx)?);
+    let mut command = Command::new(program(ctx, "exercise", "-O2")?);
     command
         .env("LD_LIBRARY_PATH", file.parent().unwrap_or(&file))
         .env("XDG_RUNTIME_DIR", &ctx.dir)

@@ -6,19 +6,23 @@ mod exercise;
 mod frames;
 mod limits;
 mod modes;
+mod newer;
 mod ovs;
 mod testpmd;
 mod vhost;
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
 use super::wire::End;
-use super::{Case, Ctx, Need};
+use super::{Case, Ctx, Need, Outcome, passed};
 use crate::peers::testpmd::{Config, Testpmd};
 use crate::plugin;
 use crate::plugin::sdk::Dpdk;
+use crate::process::{Process, Surroundings};
 
 /// What building the plugin takes.
 pub const BUILD: [Need; 2] = [Need::Tool("gcc"), Need::Tool("pkg-config")];
@@ -27,12 +31,15 @@ pub const BUILD: [Need; 2] = [Need::Tool("gcc"), Need::Tool("pkg-config")];
 const JUMBO: u32 = 16384;
 
 pub fn cases() -> Vec<Case> {
-    let mut cases = testpmd::cases();
+    let needs = [&BUILD[..], &[Need::Testpmd]].concat();
+    let mut cases = vec![Case::new("pmd/hint", &needs, hint)];
+    cases.extend(testpmd::cases());
     cases.extend(modes::cases());
     cases.extend(vhost::cases());
     cases.extend(apps::cases());
     cases.extend(exercise::cases());
     cases.extend(limits::cases());
+    cases.extend(newer::cases());
     cases.extend(ovs::cases());
     cases
 }
@@ -45,6 +52,34 @@ pub fn plugin(ctx: &Ctx) -> Result<PathBuf> {
         return Ok(file);
     }
     plugin::build(&ctx.root, &out, &Dpdk::find(None, true)?, ctx.verbose)
+}
+
+/// What `cargo xtask plugin` says to try works in the plugin's own folder.
+fn hint(ctx: &Ctx) -> Result<Outcome> {
+    let file = plugin(ctx)?;
+    let socket = ctx.dir.join("s");
+    let _back = back(&socket, "")?;
+    let (line, why) = plugin::hint(&file)?;
+    ensure!(why.is_some(), "everybody can write to /tmp");
+    // What it leaves to the reader: the socket, and memory without hugepages.
+    let line = line.replace("SOCKET", &socket.display().to_string());
+    let line = line.replace("--vdev", "--no-pci --no-telemetry --no-huge -m 192 --vdev");
+    let mut command = Command::new("sh");
+    command.args([
+        "-c",
+        &format!("exec {line} --total-num-mbufs=2048 --disable-link-check"),
+    ]);
+    command.current_dir(file.parent().context("a folder")?);
+    command
+        .env("XDG_RUNTIME_DIR", &ctx.dir)
+        .env("RUNTIME_DIRECTORY", &ctx.dir);
+    let mut process = Process::spawn("testpmd", command, &Surroundings::default())?;
+    process.command("show port summary all")?;
+    process.close_stdin();
+    process.wait_success(Duration::from_secs(60))?;
+    let said = process.output();
+    ensure!(said.contains("net_usernic"), "{said}");
+    passed()
 }
 
 /// Kinds of rings: a name, and the keys of the plugin's device that ask for them.
@@ -94,13 +129,13 @@ fn front(socket: &Path, keys: &str) -> Result<End> {
 }
 
 /// Starts a testpmd with the plugin's devices.
-fn start(ctx: &Ctx, config: &mut Config) -> Result<Testpmd> {
+pub fn start(ctx: &Ctx, config: &mut Config) -> Result<Testpmd> {
     config.plugin = Some(plugin(ctx)?);
     let program = ctx.found.testpmd.as_ref().context("testpmd is gone")?;
     Testpmd::start(program, config)
 }
 
 /// `--vdev` of the plugin's port.
-fn vdev(index: usize, socket: &Path, keys: &str) -> String {
+pub fn vdev(index: usize, socket: &Path, keys: &str) -> String {
     format!("net_usernic{index},path={}{keys}", socket.display())
 }
