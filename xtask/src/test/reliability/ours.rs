@@ -95,11 +95,18 @@ fn settled(ctx: &Ctx, control: &Path) -> Result<Vec<Value>> {
 /// Waits until something holds of the counters.
 fn until(ctx: &Ctx, control: &Path, what: &str, mut holds: impl FnMut(&[Value]) -> Result<bool>) -> Result<()> {
     let end = Instant::now() + STALL;
-    while !holds(&counters(ctx, control)?)? {
-        ensure!(Instant::now() < end, "not within {STALL:?}: {what}");
+    loop {
+        let now = counters(ctx, control)?;
+        if holds(&now)? {
+            return Ok(());
+        }
+        ensure!(
+            Instant::now() < end,
+            "not within {STALL:?}: {what}: {}",
+            Value::from(now)
+        );
         sleep(Duration::from_millis(10))?;
     }
-    Ok(())
 }
 
 /// `generate` polls its port, and all its frames have 64 bytes: what is received besides, nobody sent.
@@ -300,12 +307,22 @@ fn account(ctx: &Ctx, keys: &str, roles: &[&str], receivers: usize) -> Result<Ou
     ];
     let mut sender = Usernic::spawn(ctx, &args)?;
     sender.wait_success(2 * STALL)?;
+    // Not once the counters stand still: where pollers are more than cores, they do so while the switch waits for one.
+    until(ctx, &control, "every frame is in a counter", |ports| {
+        let mut all = number(&ports[0], "rx_packets")? == COUNT;
+        for port in &ports[1..] {
+            all &= number(port, "tx_packets")? + number(port, "dropped")? == COUNT;
+        }
+        Ok(all)
+    })?;
     let ports = settled(ctx, &control)?;
-    ensure!(number(&ports[0], "rx_packets")? == COUNT, "sent {COUNT}: {}", ports[0]);
     let mut received = 0;
     for ((mut capture, told), port) in captures.into_iter().zip(&ports[1..]) {
         let (sent, dropped) = (number(port, "tx_packets")?, number(port, "dropped")?);
-        ensure!(sent + dropped == COUNT, "{COUNT} frames are due: {port}");
+        ensure!(
+            sent + dropped == COUNT,
+            "{COUNT} frames are due, and not one more: {port}"
+        );
         until(ctx, &told, "all that was sent", |ports| {
             Ok(number(&ports[0], "rx_packets")? == sent)
         })?;
