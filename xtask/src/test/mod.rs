@@ -274,7 +274,12 @@ struct Tally {
     passed: usize,
     failed: usize,
     skipped: usize,
+    /// What is said once more at the end, where nobody has to search for it.
+    wrong: Vec<String>,
 }
+
+/// Lines of a failure that are said once more.
+const LAST_LINES: usize = 12;
 
 impl Tally {
     fn add(&mut self, name: &str, result: Result<Outcome>, time: Duration) {
@@ -291,6 +296,7 @@ impl Tally {
             Ok(Outcome::Skipped(reason)) => {
                 self.skipped += 1;
                 println!("SKIPPED {name}: {reason}");
+                self.wrong.push(format!("SKIPPED {name}"));
             }
             Ok(Outcome::Parts(parts)) => {
                 for (part, outcome) in parts {
@@ -299,9 +305,25 @@ impl Tally {
             }
             Err(error) => {
                 self.failed += 1;
-                println!("FAILED {name}: {error:#}");
+                let error = format!("{error:#}");
+                println!("FAILED {name}: {error}");
+                let lines: Vec<_> = error.lines().collect();
+                let last = &lines[lines.len().saturating_sub(LAST_LINES)..];
+                self.wrong.push(format!("FAILED {name}: {}", last.join("\n    ")));
             }
         }
+    }
+
+    /// The last lines: whatever did not pass, and the numbers.
+    fn print(&self) {
+        if !self.wrong.is_empty() {
+            println!("\nNot passed:");
+            self.wrong.iter().for_each(|what| println!("{what}"));
+        }
+        println!(
+            "{} passed, {} failed, {} skipped",
+            self.passed, self.failed, self.skipped
+        );
     }
 }
 
@@ -372,10 +394,7 @@ pub fn command(root: &Path, options: &Options) -> Result<bool> {
         let _ = std::fs::remove_dir_all(&ctx.dir);
     }
     ctx.end_shared();
-    println!(
-        "{} passed, {} failed, {} skipped",
-        tally.passed, tally.failed, tally.skipped
-    );
+    tally.print();
     Ok(tally.failed == 0 && (tally.skipped == 0 || !options.require_all))
 }
 
